@@ -1,0 +1,16 @@
+//! What Proxmox VE says: guest configs, drive strings, storage.cfg, node and cluster files.
+
+pub mod config;
+pub mod connection;
+mod drive;
+pub mod guest;
+pub mod ha;
+mod hosts;
+pub mod load;
+pub mod node;
+mod property;
+pub mod snippet;
+pub mod storage;
+mod text;
+pub mod volume;
+pub mod whereabouts;

@@ -1,0 +1,356 @@
+//! This node, its cluster, and which node owns a guest.
+
+use super::guest::Kind;
+use super::text::lossy;
+use crate::reading::{Failure, Reading};
+use crate::root::Root;
+use serde::Deserialize;
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where a guest's config lies. The directory's node owns the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFile {
+    /// The guest's number.
+    pub vmid: u32,
+    /// Virtual machine or container.
+    pub kind: Kind,
+    /// The owner.
+    pub node: String,
+    /// The config's path as PVE writes it: `/etc/pve/nodes/pve1/qemu-server/516.conf`.
+    pub file: String,
+}
+
+impl GuestFile {
+    /// The config's bytes.
+    pub fn read(&self, root: &Root) -> Result<Vec<u8>, Failure> {
+        let path = root.path(&self.file);
+        std::fs::read(&path).map_err(|error| failure("read", &path, &error))
+    }
+}
+
+/// This node's name: what `/etc/pve/local` points to, else the host's name up to the first dot
+/// (`PVE::INotify::nodename`).
+pub fn node_name(root: &Root) -> Result<String, Failure> {
+    let link = std::fs::read_link(root.path("/etc/pve/local")).ok();
+    if let Some(name) = link.as_deref().and_then(Path::file_name).and_then(|name| name.to_str()) {
+        return Ok(name.to_owned());
+    }
+    let host = nix::sys::utsname::uname().map_err(|errno| Failure::errno("uname", errno as i32))?;
+    let name = host.nodename().to_string_lossy();
+    match name.split('.').next() {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(Failure::new("uname", "this host has no name; set one in /etc/hostname")),
+    }
+}
+
+/// The guest's config, on whichever node it is. pmxcfs sees to it that there is only one.
+pub fn find_guest(root: &Root, vmid: u32) -> Result<Option<GuestFile>, Failure> {
+    for node in nodes(root)? {
+        for kind in [Kind::Qemu, Kind::Lxc] {
+            let file = format!("{}/{vmid}.conf", directory(&node, kind));
+            if exists(&root.path(&file))? {
+                return Ok(Some(GuestFile { vmid, kind, node, file }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// All guests of one node, by number.
+pub fn guests_of_node(root: &Root, node: &str) -> Result<Vec<GuestFile>, Failure> {
+    let mut found = Vec::new();
+    for kind in [Kind::Qemu, Kind::Lxc] {
+        let directory = directory(node, kind);
+        for name in names(&root.path(&directory))?.unwrap_or_default() {
+            if let Some(vmid) = guest_number(&name) {
+                found.push(GuestFile {
+                    vmid,
+                    kind,
+                    node: node.to_owned(),
+                    file: format!("{directory}/{name}"),
+                });
+            }
+        }
+    }
+    found.sort_by_key(|guest| guest.vmid);
+    Ok(found)
+}
+
+/// All guests of the cluster, by number.
+pub fn all_guests(root: &Root) -> Result<Vec<GuestFile>, Failure> {
+    let mut found = Vec::new();
+    for node in nodes(root)? {
+        found.extend(guests_of_node(root, &node)?);
+    }
+    found.sort_by_key(|guest| guest.vmid);
+    Ok(found)
+}
+
+/// The cluster's nodes, by name. No such directory means that pmxcfs is not mounted: a failure.
+pub fn nodes(root: &Root) -> Result<Vec<String>, Failure> {
+    let path = root.path("/etc/pve/nodes");
+    let missing = || Failure::errno(format!("list {}", path.display()), nix::errno::Errno::ENOENT as i32);
+    names(&path)?.ok_or_else(missing)
+}
+
+fn directory(node: &str, kind: Kind) -> String {
+    let kind = match kind {
+        Kind::Qemu => "qemu-server",
+        Kind::Lxc => "lxc",
+    };
+    format!("/etc/pve/nodes/{node}/{kind}")
+}
+
+/// `516.conf` and nothing else.
+fn guest_number(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".conf")?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
+    if plain { digits.parse().ok() } else { None }
+}
+
+/// The names in a directory, sorted; `None` if it is not there.
+fn names(path: &Path) -> Result<Option<Vec<String>>, Failure> {
+    let told = |error: &Error| failure("list", path, error);
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(told(&error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| told(&error))?;
+        names.extend(entry.file_name().into_string());
+    }
+    names.sort();
+    Ok(Some(names))
+}
+
+fn exists(path: &Path) -> Result<bool, Failure> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(error) => Err(failure("look for", path, &error)),
+    }
+}
+
+fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
+    let what = format!("{verb} {}", path.display());
+    match error.raw_os_error() {
+        Some(errno) => Failure::errno(what, errno),
+        None => Failure::new(what, error.to_string()),
+    }
+}
+
+/// What pmxcfs says of the cluster.
+#[derive(Deserialize)]
+struct Members {
+    cluster: Option<Cluster>,
+}
+
+#[derive(Deserialize)]
+struct Cluster {
+    quorate: u8,
+}
+
+/// The cluster has quorum. A node without cluster has it always.
+///
+/// pmxcfs says so in `/etc/pve/.members`, and by the owner's write bit of the link `/etc/pve/local`, which is what
+/// `PVE::Cluster::check_cfs_quorum` looks at.
+pub fn quorate(root: &Root) -> Reading<bool> {
+    let path = root.path("/etc/pve/.members");
+    match std::fs::read(&path) {
+        Ok(text) => members_quorate(&path, &text).into(),
+        Err(error) if error.kind() == ErrorKind::NotFound => writable_link(root).into(),
+        Err(error) => Reading::Unknown(failure("read", &path, &error)),
+    }
+}
+
+fn members_quorate(path: &Path, text: &[u8]) -> Result<bool, Failure> {
+    let members: Members = serde_json::from_slice(text).map_err(|error| {
+        Failure::new(format!("read {}", path.display()), format!("not pmxcfs's JSON: {error}"))
+    })?;
+    Ok(members.cluster.is_none_or(|cluster| cluster.quorate == 1))
+}
+
+fn writable_link(root: &Root) -> Result<bool, Failure> {
+    let path = root.path("/etc/pve/local");
+    let link = std::fs::symlink_metadata(&path).map_err(|error| failure("look at", &path, &error))?;
+    Ok(link.mode() & 0o200 != 0)
+}
+
+/// The guest runs on this node.
+pub fn running(root: &Root, kind: Kind, vmid: u32) -> Reading<bool> {
+    match kind {
+        Kind::Qemu => vm_running(root, vmid),
+        Kind::Lxc => container_running(root, vmid),
+    }
+    .into()
+}
+
+/// QEMU's pid file names a live process that is this VM's QEMU (`PVE::QemuServer::Helpers::vm_running_locally`).
+fn vm_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
+    let pid_file = format!("/var/run/qemu-server/{vmid}.pid");
+    let Some((path, text)) = first_file(root, [&pid_file, &format!("/run/qemu-server/{vmid}.pid")])? else {
+        return Ok(false);
+    };
+    let Ok(pid) = lossy(&text).trim().parse::<u32>() else {
+        // QEMU may be writing it right now
+        return Err(Failure::new(format!("read {}", path.display()), "it holds no process number"));
+    };
+    let path = root.path(format!("/proc/{pid}/cmdline"));
+    let command = match std::fs::read(&path) {
+        Ok(command) => command,
+        // no such process, or it ended while we read
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(failure("read", &path, &error)),
+    };
+    let words: Vec<&[u8]> = command.split(|&byte| byte == 0).collect();
+    let says = |option: &[u8], value: &str| words.windows(2).any(|pair| pair == [option, value.as_bytes()]);
+    Ok(says(b"-pidfile", &pid_file) || says(b"-id", &vmid.to_string()))
+}
+
+const ESRCH: i32 = nix::errno::Errno::ESRCH as i32;
+
+/// The first of two files that is there. Real nodes have `/var/run` as a link to `/run`, test trees may not.
+fn first_file(root: &Root, files: [&String; 2]) -> Result<Option<(PathBuf, Vec<u8>)>, Failure> {
+    for path in files.map(|file| root.path(file)) {
+        match std::fs::read(&path) {
+            Ok(text) => return Ok(Some((path, text))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failure("read", &path, &error)),
+        }
+    }
+    Ok(None)
+}
+
+/// The container's monitor listens on its command socket (`PVE::LXC::list_active_containers`). A root without its
+/// own table of sockets has no network of its own, so the running kernel's tells.
+fn container_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
+    let own = root.path("/proc/net/unix");
+    let path = if exists(&root.path("/proc/net"))? { own } else { PathBuf::from("/proc/net/unix") };
+    let table = std::fs::read(&path).map_err(|error| failure("read", &path, &error))?;
+    let socket = format!("@/var/lib/lxc/{vmid}/command");
+    let is_socket = |line: &[u8]| line.split(|&byte| byte == b' ').next_back() == Some(socket.as_bytes());
+    Ok(table.split(|&byte| byte == b'\n').any(is_socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        fn new(files: &[(&str, &[u8])]) -> Self {
+            let tree = Self(tempfile::tempdir().unwrap());
+            for (path, text) in files {
+                tree.write(path, text);
+            }
+            tree
+        }
+
+        fn write(&self, path: &str, text: &[u8]) {
+            let path = self.root().path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn root(&self) -> Root {
+            Root::new(self.0.path())
+        }
+    }
+
+    #[test]
+    fn the_local_link_names_the_node() {
+        let tree = Tree::new(&[("/etc/pve/nodes/pve7/x", b"")]);
+        let host = node_name(&tree.root()).unwrap();
+        assert!(!host.is_empty() && !host.contains('.'));
+        symlink("nodes/pve7", tree.root().path("/etc/pve/local")).unwrap();
+        assert_eq!(node_name(&tree.root()).unwrap(), "pve7");
+    }
+
+    #[test]
+    fn guests_are_found_where_their_config_lies() {
+        let tree = Tree::new(&[
+            ("/etc/pve/nodes/b/qemu-server/516.conf", b"lock: x"),
+            ("/etc/pve/nodes/a/lxc/100.conf", b""),
+            ("/etc/pve/nodes/a/lxc/100.conf.tmp.1", b""),
+            ("/etc/pve/nodes/a/lxc/x.conf", b""),
+            ("/etc/pve/nodes/a/lxc/0100.conf", b""),
+        ]);
+        let root = tree.root();
+        let guest = find_guest(&root, 516).unwrap().unwrap();
+        assert_eq!((guest.kind, guest.node.as_str()), (Kind::Qemu, "b"));
+        assert_eq!(guest.file, "/etc/pve/nodes/b/qemu-server/516.conf");
+        assert_eq!(guest.read(&root).unwrap(), b"lock: x");
+        assert_eq!(find_guest(&root, 7).unwrap(), None);
+        let numbers = |guests: Vec<GuestFile>| guests.into_iter().map(|guest| guest.vmid).collect::<Vec<_>>();
+        assert_eq!(numbers(guests_of_node(&root, "a").unwrap()), [100]);
+        assert_eq!(numbers(all_guests(&root).unwrap()), [100, 516]);
+        assert_eq!(numbers(guests_of_node(&root, "none").unwrap()), [0; 0]);
+    }
+
+    #[test]
+    fn without_pmxcfs_no_guest_is_said_to_be_missing() {
+        assert_eq!(find_guest(&Tree::new(&[]).root(), 516).unwrap_err().errno, Some(2));
+        let tree = Tree::new(&[("/etc/pve/nodes", b"")]);
+        assert!(find_guest(&tree.root(), 516).is_err());
+    }
+
+    #[test]
+    fn quorum() {
+        let said = |text: &str| quorate(&Tree::new(&[("/etc/pve/.members", text.as_bytes())]).root());
+        assert_eq!(said(r#"{"nodename":"a","version":3}"#), Reading::Known(true));
+        assert_eq!(said(r#"{"nodename":"a","cluster":{"name":"c","quorate":1}}"#), Reading::Known(true));
+        assert_eq!(said(r#"{"nodename":"a","cluster":{"name":"c","quorate":0}}"#), Reading::Known(false));
+        assert!(said("{").failure().is_some());
+        assert!(quorate(&Tree::new(&[]).root()).failure().is_some());
+        let tree = Tree::new(&[("/etc/pve/x", b"")]);
+        symlink("nodes/a", tree.root().path("/etc/pve/local")).unwrap();
+        assert_eq!(quorate(&tree.root()), Reading::Known(true));
+    }
+
+    #[test]
+    fn a_vm_runs_if_its_pid_file_names_its_qemu() {
+        let tree = Tree::new(&[("/var/run/qemu-server/516.pid", b"77\n")]);
+        let runs = || running(&tree.root(), Kind::Qemu, 516);
+        assert_eq!(running(&tree.root(), Kind::Qemu, 517), Reading::Known(false), "no pid file");
+        assert_eq!(runs(), Reading::Known(false), "no such process");
+        tree.write("/proc/77/cmdline", b"/usr/bin/kvm\0-id\x00516\0-name\0x\0");
+        assert_eq!(runs(), Reading::Known(true));
+        tree.write("/proc/77/cmdline", b"/usr/bin/kvm\0-pidfile\0/var/run/qemu-server/516.pid\0");
+        assert_eq!(runs(), Reading::Known(true));
+        tree.write("/proc/77/cmdline", b"/usr/bin/kvm\0-id\x005160\0");
+        assert_eq!(runs(), Reading::Known(false), "another VM's");
+        tree.write("/proc/77/cmdline", b"");
+        assert_eq!(runs(), Reading::Known(false), "a zombie");
+        tree.write("/var/run/qemu-server/516.pid", b"");
+        assert!(runs().failure().is_some(), "a pid file without a number");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unknown() {
+        let tree = Tree::new(&[("/run/qemu-server/516.pid/x", b""), ("/run/qemu-server/517.pid", b"77")]);
+        fs::create_dir_all(tree.root().path("/proc/77/cmdline")).unwrap();
+        assert!(running(&tree.root(), Kind::Qemu, 516).failure().is_some());
+        assert!(running(&tree.root(), Kind::Qemu, 517).failure().is_some());
+        tree.write("/proc/net/tcp", b"");
+        assert!(running(&tree.root(), Kind::Lxc, 100).failure().is_some());
+    }
+
+    #[test]
+    fn a_container_runs_if_its_monitor_listens() {
+        let table = b"Num RefCount Protocol Flags Type St Inode Path\n\
+            ffff: 00000002 00000000 00010000 0001 01 12345 @/var/lib/lxc/100/command\n\
+            ffff: 00000002 00000000 00010000 0001 01 12346\n";
+        let tree = Tree::new(&[("/proc/net/unix", table)]);
+        assert_eq!(running(&tree.root(), Kind::Lxc, 100), Reading::Known(true));
+        assert_eq!(running(&tree.root(), Kind::Lxc, 10), Reading::Known(false));
+    }
+}

@@ -1,0 +1,86 @@
+//! A fact read from outside: known, or not known and why. An error while reading is never taken for "no".
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What came of reading one fact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reading<T> {
+    /// The outside answered.
+    Known(T),
+    /// It did not; nothing may be concluded or changed on this.
+    Unknown(Failure),
+}
+
+/// Why a fact is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What was tried, and on what: `open vm-516-disk-0`.
+    pub what: String,
+    /// The positive errno that came back, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+    /// What came back, in words.
+    pub message: String,
+}
+
+impl<T> Reading<T> {
+    /// The fact, if it is known.
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// Why the fact is not known, if it is not.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Known(_) => None,
+            Self::Unknown(failure) => Some(failure),
+        }
+    }
+}
+
+impl<T> From<Result<T, Failure>> for Reading<T> {
+    fn from(result: Result<T, Failure>) -> Self {
+        result.map_or_else(Self::Unknown, Self::Known)
+    }
+}
+
+impl Failure {
+    /// A failure with an errno (either sign; Ceph returns it negative), described by the C library's words for it.
+    pub fn errno(what: impl Into<String>, errno: i32) -> Self {
+        let errno = errno.saturating_abs();
+        let words = nix::errno::Errno::from_raw(errno).desc();
+        Self { what: what.into(), errno: Some(errno), message: words.to_owned() }
+    }
+
+    /// A failure without an errno.
+    pub fn new(what: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { what: what.into(), errno: None, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            Some(errno) => write!(f, "{}: ({errno}) {}", self.what, self.message),
+            None => write!(f, "{}: {}", self.what, self.message),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_names_errno_in_either_sign() {
+        let failure = Failure::errno("open x", -108);
+        assert_eq!(failure.to_string(), "open x: (108) Cannot send after transport endpoint shutdown");
+    }
+}
