@@ -1,0 +1,40 @@
+//! What the monitors say of a cluster.
+
+use crate::ceph::features::Features;
+use crate::reading::Reading;
+use serde::{Deserialize, Serialize};
+
+/// An address on the OSD blocklist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlocklistEntry {
+    /// `10.0.0.1:0/492268007`, or a range `10.0.0.0:0/24`.
+    pub address: String,
+    /// When the entry ends, as the monitor writes it (`2026-11-23T05:00:00.000000+0000`).
+    pub until: String,
+    /// A CIDR range, not one address.
+    pub range: bool,
+}
+
+/// `ceph health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `HEALTH_OK`, `HEALTH_WARN`, `HEALTH_ERR`.
+    pub status: String,
+    /// Check code and its summary, such as `PG_AVAILABILITY`.
+    pub checks: Vec<(String, String)>,
+}
+
+/// What the monitors say of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    /// The cluster's fsid.
+    pub fsid: String,
+    /// `osd blocklist ls`.
+    pub blocklist: Reading<Vec<BlocklistEntry>>,
+    /// `health`.
+    pub health: Reading<Health>,
+    /// What new images get.
+    pub default_features: Reading<Features>,
+    /// Seconds a broken lock's owner stays on the blocklist; 0 is the cluster's own default (tracker 54613: keep it 0).
+    pub blocklist_expire_seconds: Reading<u64>,
+}

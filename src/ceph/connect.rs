@@ -1,0 +1,137 @@
+//! From a storage's connection to a connected cluster.
+
+use crate::ceph::binding::{Cluster, Errno};
+use crate::pve::connection::Connection;
+use crate::reading::Failure;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a client of a few seconds has no use for, and what would write where we write.
+/// `doc/rados/configuration/{ceph-conf,log-and-debug}`, `doc/rbd/rbd-config-ref`.
+const QUIET: [(&str, &str); 8] = [
+    ("log_file", ""),
+    ("log_to_stderr", "false"),
+    ("err_to_stderr", "false"),
+    ("log_to_syslog", "false"),
+    ("err_to_syslog", "false"),
+    ("admin_socket", ""),
+    ("rbd_cache", "false"),
+    ("rbd_tracing", "false"),
+];
+
+/// The options that bound Ceph's own calls, in whole seconds.
+const TIMEOUTS: [&str; 3] = ["client_mount_timeout", "rados_mon_op_timeout", "rados_osd_op_timeout"];
+
+/// A connected cluster. Dropping it waits until librbd has closed all images, then shuts the connection down.
+pub struct Session {
+    cluster: Arc<Cluster>,
+    patience: Duration,
+}
+
+impl Session {
+    /// Connects as PVE does (`PVE::CephConfig::ceph_connect_option`), with every call of Ceph's bounded by `deadline`.
+    ///
+    /// # Errors
+    /// What was tried, and Ceph's errno: 2 no ceph.conf or no keyring, 13 or 1 a wrong key, 110 nobody answered.
+    pub fn open(connection: &Connection, deadline: Duration) -> Result<Self, Failure> {
+        let cluster = Cluster::create(&connection.user)?;
+        configure(&cluster, connection, deadline)?;
+        cluster
+            .connect()
+            .map_err(|errno| Failure::errno(format!("connect to {}", place(connection)), errno))?;
+        Ok(Self { cluster: Arc::new(cluster), patience: deadline })
+    }
+}
+
+impl Deref for Session {
+    type Target = Arc<Cluster>;
+
+    fn deref(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.cluster.wait_until_idle(self.patience) {
+            // Shutting down under librbd would crash it; the process ends soon and takes the connection with it.
+            std::mem::forget(Arc::clone(&self.cluster));
+        }
+    }
+}
+
+/// Where a connection leads and as whom, in words.
+pub fn place(connection: &Connection) -> String {
+    let Connection { conf, mon_host, user, keyring } = connection;
+    let mut words = format!("Ceph as client.{user}");
+    for (label, value) in [("conf", conf), ("monitors", mon_host), ("keyring", keyring)] {
+        if let Some(value) = value {
+            words.push_str(&format!(", {label} {value}"));
+        }
+    }
+    words
+}
+
+fn configure(cluster: &Cluster, connection: &Connection, deadline: Duration) -> Result<(), Failure> {
+    read_conf(cluster, connection)?;
+    let set = |option: &str, value: &str| {
+        let failure =
+            |errno| Failure::errno(format!("set {option} = {value} for {}", place(connection)), errno);
+        cluster.set(option, value).map_err(failure)
+    };
+    if let Some(monitors) = &connection.mon_host {
+        set("mon_host", monitors)?;
+    }
+    // PVE passes both, always (`PVE::CephConfig`): no keyring file means a cluster without cephx.
+    set("auth_supported", if connection.keyring.is_some() { "cephx" } else { "none" })?;
+    if let Some(keyring) = &connection.keyring {
+        set("keyring", keyring)?;
+    }
+    for option in TIMEOUTS {
+        // Nought would mean for ever.
+        set(option, &deadline.as_secs().max(1).to_string())?;
+    }
+    for (option, value) in QUIET {
+        unless_unknown(cluster.set(option, value))
+            .map_err(|errno| Failure::errno(format!("set {option} for {}", place(connection)), errno))?;
+    }
+    Ok(())
+}
+
+fn read_conf(cluster: &Cluster, connection: &Connection) -> Result<(), Failure> {
+    match &connection.conf {
+        Some(conf) => {
+            cluster.read_conf(Some(conf)).map_err(|errno| Failure::errno(format!("read {conf}"), errno))
+        }
+        // As rbd and QEMU do when they are given monitors only: Ceph's default file, which need not be there.
+        None => {
+            let _ = cluster.read_conf(None);
+            Ok(())
+        }
+    }
+}
+
+/// A release that does not know a convenience does without.
+fn unless_unknown(result: Result<(), Errno>) -> Result<(), Errno> {
+    const ENOENT: Errno = 2;
+    if result == Err(ENOENT) { Ok(()) } else { result }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_names_files_and_never_their_content() {
+        let connection = Connection {
+            conf: Some("/etc/pve/ceph.conf".to_owned()),
+            mon_host: None,
+            user: "admin".to_owned(),
+            keyring: Some("/etc/pve/priv/ceph/vms.keyring".to_owned()),
+        };
+        let expected =
+            "Ceph as client.admin, conf /etc/pve/ceph.conf, keyring /etc/pve/priv/ceph/vms.keyring";
+        assert_eq!(place(&connection), expected);
+    }
+}

@@ -1,0 +1,182 @@
+//! What Ceph knows of one image.
+
+use crate::ceph::features::Features;
+use crate::kernel::Mapping;
+use crate::pve::guest::Disk;
+use crate::reading::Reading;
+use serde::{Deserialize, Serialize};
+
+/// Which image: pool, namespace, name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Spec {
+    /// The pool.
+    pub pool: String,
+    /// The namespace, if not the default one.
+    pub namespace: Option<String>,
+    /// The image's name.
+    pub image: String,
+}
+
+impl Spec {
+    /// The image of a guest's disk; `None` where PVE cannot parse the volume's name.
+    pub fn of(disk: &Disk) -> Option<Self> {
+        let Disk { pool, namespace, image, .. } = disk;
+        Some(Self { pool: pool.clone(), namespace: namespace.clone(), image: image.clone()? })
+    }
+
+    /// The image that this node's kernel has mapped.
+    pub fn of_mapping(mapping: &Mapping) -> Self {
+        let Mapping { pool, namespace, image, .. } = mapping;
+        Self { pool: pool.clone(), namespace: namespace.clone(), image: image.clone() }
+    }
+}
+
+impl std::fmt::Display for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{}/{namespace}/{}", self.pool, self.image),
+            None => write!(f, "{}/{}", self.pool, self.image),
+        }
+    }
+}
+
+/// `RBD_FLAG_*`: what Ceph holds for untrue about the object map of a head or snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Flags {
+    /// `RBD_FLAG_OBJECT_MAP_INVALID`.
+    pub object_map_invalid: bool,
+    /// `RBD_FLAG_FAST_DIFF_INVALID`.
+    pub fast_diff_invalid: bool,
+}
+
+impl Flags {
+    /// Either flag.
+    pub fn any(self) -> bool {
+        self.object_map_invalid || self.fast_diff_invalid
+    }
+}
+
+/// A snapshot of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number in the pool.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// What it is: `user`, `group`, `trash`, `mirror`.
+    pub namespace: String,
+    /// Its object map's flags.
+    pub flags: Reading<Flags>,
+    /// It is protected (clone v1 parents).
+    pub protected: bool,
+}
+
+/// Who holds the image's lock object.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Lock {
+    /// `internal` for librbd's and krbd's own exclusive lock, anything else for `rbd lock add`.
+    pub tag: String,
+    /// The lock is exclusive (else shared).
+    pub exclusive: bool,
+    /// The owners; empty when nobody holds it.
+    pub lockers: Vec<Locker>,
+}
+
+/// One owner of a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locker {
+    /// `client.4140`.
+    pub client: String,
+    /// `auto 140192430251296`.
+    pub cookie: String,
+    /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
+    pub address: String,
+}
+
+/// One client that watches the image's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watcher {
+    /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
+    pub address: String,
+    /// The client's number.
+    pub client: u64,
+    /// The watch's cookie; krbd's begin at 0xffff000000000001.
+    pub cookie: u64,
+}
+
+/// One ancestor of a clone; the direct parent comes first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The parent image. Its name is its id where only that is known.
+    pub spec: Spec,
+    /// The parent image's id.
+    pub id: String,
+    /// The parent's snapshot.
+    pub snapshot: String,
+    /// The parent lies in the trash.
+    pub trashed: bool,
+    /// The parent's features; unknown where it cannot be opened.
+    pub features: Reading<Features>,
+}
+
+/// How an image is mirrored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mirroring {
+    /// `journal` or `snapshot`.
+    pub mode: String,
+    /// `enabled`, `disabling`, `creating`.
+    pub state: String,
+    /// This cluster's copy is the one to write to.
+    pub primary: bool,
+}
+
+/// What Ceph knows of one image. What could not be read says so field by field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// The image's id; empty for format 1, which has none.
+    pub id: String,
+    /// Image format 1 (old) or 2.
+    pub format: u8,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes in an object.
+    pub object_size: u64,
+    /// Number of objects.
+    pub objects: u64,
+    /// Features.
+    pub features: Features,
+    /// `RBD_OPERATION_FEATURE_*`, by name (`clone-parent`, `clone-child`, `group`, `snap-trash`).
+    pub op_features: Reading<Vec<String>>,
+    /// The head's flags.
+    pub flags: Reading<Flags>,
+    /// Snapshots of all kinds.
+    pub snapshots: Reading<Vec<Snapshot>>,
+    /// The lock object.
+    pub lock: Reading<Lock>,
+    /// Every watcher; this process's own read-only opens register none.
+    pub watchers: Reading<Vec<Watcher>>,
+    /// Ancestors, nearest first; empty for an image that is no clone.
+    pub parents: Reading<Vec<Parent>>,
+    /// How it is mirrored; `Known(None)` is not at all.
+    pub mirroring: Reading<Option<Mirroring>>,
+    /// The state of a live migration (`prepared`, `executing`, …); `Known(None)` is none.
+    pub migration: Reading<Option<String>>,
+}
+
+/// What came of looking for an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageReading {
+    /// It was opened and read.
+    Found(Box<ImageFacts>),
+    /// Ceph says that there is no such image.
+    ImageMissing,
+    /// Ceph says that there is no such pool.
+    PoolMissing,
+    /// Ceph says that the pool has no such namespace.
+    NamespaceMissing,
+    /// An ancestor of the clone is gone, so the image cannot be opened.
+    ParentMissing(crate::reading::Failure),
+    /// It could not be read.
+    Unknown(crate::reading::Failure),
+}

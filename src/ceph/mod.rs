@@ -1,0 +1,20 @@
+//! What Ceph says: features, the librados/librbd binding, images, locks, blocklist, ceph.conf.
+//!
+//! [`read::read_cluster`] reads everything over one connection; [`lock::break_stale_lock`] is the one change that is
+//! made through librbd itself; [`sharing::share`] tells which storages can use one connection.
+
+mod absence;
+pub mod alive;
+mod background;
+pub mod binding;
+pub mod caps;
+pub mod cluster;
+mod connect;
+mod facts;
+pub mod features;
+pub mod image;
+mod lineage;
+pub mod lock;
+mod monitors;
+pub mod read;
+pub mod sharing;

@@ -1,0 +1,150 @@
+//! What the monitors answer, and the options that hold on a connection.
+
+use crate::ceph::alive::bare_address;
+use crate::ceph::binding::Cluster;
+use crate::ceph::cluster::{BlocklistEntry, Health};
+use crate::ceph::features::Features;
+use crate::reading::{Failure, Reading};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// `osd blocklist ls`.
+pub fn read_blocklist(cluster: &Cluster) -> Reading<Vec<BlocklistEntry>> {
+    ask(cluster, "osd blocklist ls", parse_blocklist).into()
+}
+
+/// `health`.
+pub fn read_health(cluster: &Cluster) -> Reading<Health> {
+    ask(cluster, "health", parse_health).into()
+}
+
+/// `rbd_default_features` as it holds now, from ceph.conf or the monitors' own settings.
+pub fn read_default_features(cluster: &Cluster) -> Reading<Features> {
+    option(cluster, "rbd_default_features", parse_features).into()
+}
+
+/// `rbd_blocklist_expire_seconds` as it holds now.
+pub fn read_blocklist_expiry(cluster: &Cluster) -> Reading<u64> {
+    option(cluster, "rbd_blocklist_expire_seconds", |text| text.trim().parse().ok()).into()
+}
+
+fn ask<T>(
+    cluster: &Cluster,
+    command: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<T, Failure> {
+    let what = || format!("ask the monitors: {command}");
+    let request = serde_json::json!({ "prefix": command, "format": "json" }).to_string();
+    let answer = cluster.mon_command(&request).map_err(|errno| Failure::errno(what(), errno))?;
+    parse(&answer).map_err(|error| Failure::new(what(), format!("answer not understood: {error}")))
+}
+
+fn option<T>(cluster: &Cluster, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Failure> {
+    let what = || format!("read the option {name}");
+    let text = cluster.option(name).map_err(|errno| Failure::errno(what(), errno))?;
+    parse(&text).ok_or_else(|| Failure::new(what(), format!("value not understood: {text}")))
+}
+
+/// One entry of either list.
+#[derive(Deserialize)]
+struct Entry {
+    addr: Option<String>,
+    range: Option<String>,
+    until: String,
+}
+
+/// Two JSON documents back to back, `[addresses][ranges]`; older monitors send the first one only.
+fn parse_blocklist(answer: &[u8]) -> Result<Vec<BlocklistEntry>, serde_json::Error> {
+    let mut all = Vec::new();
+    for document in serde_json::Deserializer::from_slice(answer).into_iter::<Vec<Entry>>() {
+        all.extend(document?.into_iter().filter_map(entry));
+    }
+    Ok(all)
+}
+
+fn entry(Entry { addr, range, until }: Entry) -> Option<BlocklistEntry> {
+    let ranged = range.is_some();
+    let address = range.or(addr)?;
+    let address = address.strip_prefix("cidr:").unwrap_or_else(|| bare_address(&address)).to_owned();
+    Some(BlocklistEntry { address, until, range: ranged })
+}
+
+#[derive(Deserialize)]
+struct RawHealth {
+    status: String,
+    #[serde(default)]
+    checks: BTreeMap<String, RawCheck>,
+}
+
+#[derive(Deserialize)]
+struct RawCheck {
+    summary: RawSummary,
+}
+
+#[derive(Deserialize)]
+struct RawSummary {
+    message: String,
+}
+
+fn parse_health(answer: &[u8]) -> Result<Health, serde_json::Error> {
+    let RawHealth { status, checks } = serde_json::from_slice(answer)?;
+    let checks = checks.into_iter().map(|(code, check)| (code, check.summary.message)).collect();
+    Ok(Health { status, checks })
+}
+
+/// A number (`61`, as librados tells it) or names joined with commas (as an administrator writes it).
+fn parse_features(text: &str) -> Option<Features> {
+    let text = text.trim();
+    if let Ok(number) = text.parse() {
+        return Some(Features(number));
+    }
+    let names = text.split([',', '+']).map(str::trim).filter(|name| !name.is_empty());
+    names.map(Features::from_name).try_fold(Features::NONE, |all, feature| Some(all | feature?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocklist_is_two_documents_back_to_back() {
+        let answer = br#"[{"addr":"192.0.2.1:0/1","until":"2026-11-23T04:15:01.444827+0000"}][{"range":"192.0.2.0:0/24","until":"later"}]"#;
+        let list = parse_blocklist(answer).unwrap();
+        let seen: Vec<_> = list.iter().map(|e| (e.address.as_str(), e.range)).collect();
+        assert_eq!(seen, [("192.0.2.1:0/1", false), ("192.0.2.0:0/24", true)]);
+        assert_eq!(list.first().unwrap().until, "2026-11-23T04:15:01.444827+0000");
+    }
+
+    #[test]
+    fn an_empty_blocklist_and_one_without_ranges_are_read() {
+        assert_eq!(parse_blocklist(b"\n[][]").unwrap(), []);
+        assert_eq!(parse_blocklist(b"[]").unwrap(), []);
+        assert!(parse_blocklist(b"[{").is_err());
+    }
+
+    #[test]
+    fn prefixes_of_addresses_and_ranges_are_dropped() {
+        let answer =
+            br#"[{"addr":"v1:10.0.0.1:0/5","until":"u"}][{"range":"cidr:10.0.0.0:0/8","until":"u"}]"#;
+        let list = parse_blocklist(answer).unwrap();
+        let seen: Vec<_> = list.iter().map(|e| e.address.as_str()).collect();
+        assert_eq!(seen, ["10.0.0.1:0/5", "10.0.0.0:0/8"]);
+    }
+
+    #[test]
+    fn health_is_status_and_checks() {
+        let answer = br#"{"status":"HEALTH_WARN","checks":{"POOL_NO_REDUNDANCY":{"severity":"HEALTH_WARN","summary":{"message":"2 pool(s) have no replicas configured","count":2},"muted":false}},"mutes":[]}"#;
+        let health = parse_health(answer).unwrap();
+        assert_eq!(health.status, "HEALTH_WARN");
+        let expected = ("POOL_NO_REDUNDANCY", "2 pool(s) have no replicas configured");
+        assert_eq!(health.checks, [(expected.0.to_owned(), expected.1.to_owned())]);
+    }
+
+    #[test]
+    fn default_features_are_a_number_or_names() {
+        assert_eq!(parse_features("61"), Some(Features(61)));
+        assert_eq!(parse_features(" layering,exclusive-lock "), Some(Features(5)));
+        assert_eq!(parse_features("layering, object-map"), Some(Features(9)));
+        assert_eq!(parse_features("layering,warp"), None);
+    }
+}
