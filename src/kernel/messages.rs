@@ -1,0 +1,568 @@
+//! What the lines of krbd and libceph in the kernel's log mean: Linux `drivers/block/rbd.c` and `net/ceph`, the
+//! spellings of 4.9 to 7.2. Every errno here is positive.
+
+use crate::ceph::features::Features;
+use regex::{Captures, Regex};
+use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
+
+use KernelMessage as M;
+
+/// What a line is about, as `rbd_warn` puts it in front.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum About {
+    /// `rbd: rbd3: …`: a disk, also one whose map still waits for its lock.
+    Disk(u32),
+    /// `rbd: image vm-516-disk-0: …`, before it has a disk, or a parent.
+    Image(String),
+    /// `rbd: id 101e4cccf697: …`: an image whose name krbd does not know, most likely a parent.
+    ImageId(String),
+    /// `rbd: …`: the driver itself.
+    Driver,
+    /// `libceph: …`: a Ceph client, which all mappings with the same options share.
+    Client,
+}
+
+/// A line that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelLine {
+    /// What it is about.
+    pub about: About,
+    /// What it says.
+    pub message: KernelMessage,
+}
+
+/// What a line says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum KernelMessage {
+    /// The kernel cannot map these features (map: ENXIO).
+    UnsupportedFeatures {
+        /// Those it cannot.
+        features: Features,
+    },
+    /// There is no such pool (map: ENOENT).
+    PoolMissing {
+        /// Its name.
+        pool: String,
+    },
+    /// There is no such image (map: ENOENT).
+    ImageMissing {
+        /// `pool/namespace/image`.
+        image: String,
+    },
+    /// There is no such snapshot (map: ENOENT).
+    SnapshotMissing {
+        /// `pool/namespace/image@snapshot`.
+        snapshot: String,
+    },
+    /// A format 1 image's header is damaged (map: ENXIO).
+    HeaderInvalid,
+    /// More than 16 parents (map: EINVAL).
+    ParentChainTooLong,
+    /// A clone whose parent no longer matters; harmless.
+    StandaloneClone,
+    /// Mapped with `exclusive` or `lock_on_read`, and the image has no exclusive-lock (map: EINVAL).
+    ExclusiveLockNotEnabled,
+    /// The lock's owner could not be read.
+    LockersUnreadable {
+        /// Why.
+        errno: i32,
+    },
+    /// The watchers could not be read.
+    WatchersUnreadable {
+        /// Why.
+        errno: i32,
+    },
+    /// A lock that neither krbd nor librbd took, such as `rbd lock add` (map: EBUSY, before 2023 it hung).
+    ExternalLock {
+        /// Its tag, where that is what is foreign.
+        tag: Option<String>,
+        /// Its cookie, where that is what is foreign.
+        cookie: Option<String>,
+    },
+    /// A shared lock (map: EBUSY).
+    IncompatibleLockType,
+    /// The lock's owner has no address (map: EBUSY).
+    BlankLockerAddress,
+    /// A dead owner's lock is being broken; as it should be.
+    BreakingLock {
+        /// The owner's client number.
+        client: u64,
+    },
+    /// The dead owner could not be put on the blocklist; EACCES is a user without the right to.
+    BlocklistFailed {
+        /// The owner's client number.
+        client: u64,
+        /// Why.
+        errno: i32,
+    },
+    /// The dead owner's lock could not be broken.
+    BreakFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The lock could not be taken, not because another has it; ESHUTDOWN is this node's client on the blocklist.
+    LockFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The sum of the above: the map fails with this.
+    AcquireFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// A live owner keeps the lock: mapped with `exclusive` (map: EROFS).
+    PeerKeepsLock,
+    /// The owner has a watch and does not answer: it is dying or stuck. krbd asks again.
+    NoOwnerAnswers,
+    /// Two clients say that they own the lock.
+    DuplicateOwners,
+    /// The owner could not be asked; krbd asks again.
+    RequestFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The object map's own lock could not be taken.
+    ObjectMapLockFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The object map's lock is being taken from a dead owner; as it should be.
+    BreakingObjectMapLock {
+        /// The owner's client number.
+        client: u64,
+    },
+    /// The object map's lock could not be broken, or its owner not be read.
+    ObjectMapBreakFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The object map is flagged invalid: krbd does not trust it. It wants a rebuild; harmless.
+    ObjectMapInvalid,
+    /// The object map's size does not fit the image (map: EINVAL).
+    ObjectMapSizeMismatch,
+    /// The object map could not be loaded after the lock was taken; the map fails with this. ENOENT: it is missing.
+    PostAcquireFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The object map could not be written; the guest's write failed.
+    ObjectMapUpdateFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The image's lock or its object map's could not be given back and may stay. ESHUTDOWN: this client was
+    /// put on the blocklist.
+    UnlockFailed {
+        /// It was the object map's.
+        object_map: bool,
+        /// Why.
+        errno: i32,
+    },
+    /// The watch was lost: an OSD restarted, the network broke, or this client was put on the blocklist.
+    WatchLost {
+        /// Why.
+        errno: i32,
+    },
+    /// The watch could not be given back.
+    UnwatchFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The watch could not be taken again. ESHUTDOWN: krbd gives this client up for good.
+    ReregisterFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The lock could not be carried over to the new watch.
+    LockCookieFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The lock of a mapping with `exclusive` is given up for a moment to carry it over to a new watch.
+    ExclusiveLockReleased,
+    /// Input or output failed; the guest sees an I/O error.
+    IoFailed {
+        /// `read`, `write`, `discard`, `zeroout`.
+        operation: String,
+        /// Why.
+        errno: i32,
+    },
+    /// The monitors could not be reached by a client that is already there.
+    OsdmapFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// The map named no monitor.
+    NoMonitors,
+    /// The kernel does not know a map option (map: EINVAL).
+    UnknownOption {
+        /// Its name.
+        option: String,
+    },
+    /// The image is mapped.
+    Mapped {
+        /// Its size in bytes.
+        size: u64,
+        /// Its features.
+        features: Option<Features>,
+    },
+    /// A monitor took the client's session.
+    SessionEstablished {
+        /// Its rank.
+        monitor: u32,
+    },
+    /// The monitor was lost; the client looks for another.
+    SessionLost {
+        /// Its rank.
+        monitor: u32,
+    },
+    /// A connection broke or was refused.
+    SocketFailed {
+        /// `mon0`, `osd3`.
+        peer: String,
+    },
+    /// The monitors refuse the client's key.
+    AuthFailed {
+        /// Why.
+        errno: i32,
+    },
+    /// An OSD did not answer in time (only with the map option `osd_request_timeout`).
+    OsdTimeout {
+        /// Its number.
+        osd: u32,
+    },
+    /// An OSD is down.
+    OsdDown {
+        /// Its number.
+        osd: u32,
+    },
+}
+
+/// A message's pattern, and what it becomes; the pattern has to match all that follows the subject.
+type Rule = (&'static str, fn(&Groups) -> Option<KernelMessage>);
+
+/// What a pattern caught.
+struct Groups<'a>(&'a Captures<'a>);
+
+impl Groups<'_> {
+    fn text(&self) -> Option<String> {
+        Some(self.0.get(1)?.as_str().to_owned())
+    }
+
+    fn number<T: std::str::FromStr>(&self, group: usize) -> Option<T> {
+        self.0.get(group)?.as_str().parse().ok()
+    }
+
+    fn errno(&self) -> Option<i32> {
+        Some(self.number::<i32>(1)?.saturating_abs())
+    }
+}
+
+/// What krbd says. Older spellings: up to 5.2 `seems dead, breaking lock` and `failed to unlock`; up to 5.10
+/// `blacklist of … failed`, up to 6.4 `blocklist of … failed` and `failed to acquire exclusive lock`.
+const KRBD: &[Rule] = &[
+    (r"image uses unsupported features: 0x([0-9a-f]+)", |g| {
+        let features = u64::from_str_radix(&g.text()?, 16).ok()?;
+        Some(M::UnsupportedFeatures { features: Features(features) })
+    }),
+    (r"pool (.+) does not exist", |g| Some(M::PoolMissing { pool: g.text()? })),
+    (r"image (.+/.+) does not exist", |g| Some(M::ImageMissing { image: g.text()? })),
+    (r"snap (.+@.+) does not exist", |g| Some(M::SnapshotMissing { snapshot: g.text()? })),
+    (r"short header read.*|invalid header", |_| Some(M::HeaderInvalid)),
+    (r"parent chain is too long.*", |_| Some(M::ParentChainTooLong)),
+    (r"clone is standalone.*", |_| Some(M::StandaloneClone)),
+    (r"exclusive-lock feature is not enabled", |_| Some(M::ExclusiveLockNotEnabled)),
+    (r"failed to get header lockers: (-?\d+)", |g| Some(M::LockersUnreadable { errno: g.errno()? })),
+    (r"failed to get watchers: (-?\d+)", |g| Some(M::WatchersUnreadable { errno: g.errno()? })),
+    (r"locked by external mechanism, tag ?(.*)", |g| {
+        Some(M::ExternalLock { tag: Some(g.text()?), cookie: None })
+    }),
+    (r"locked by external mechanism, cookie ?(.*)", |g| {
+        Some(M::ExternalLock { tag: None, cookie: Some(g.text()?) })
+    }),
+    (r"incompatible lock type detected", |_| Some(M::IncompatibleLockType)),
+    (r"locker has a blank address", |_| Some(M::BlankLockerAddress)),
+    (r"breaking header lock owned by [a-z]+(\d+)", |g| Some(M::BreakingLock { client: g.number(1)? })),
+    (r"[a-z]+(\d+) seems dead, breaking lock", |g| Some(M::BreakingLock { client: g.number(1)? })),
+    (r"(?:failed to bl[ao]c?klist [a-z]+|bl[ao]c?klist of [a-z]+)(\d+)(?: failed)?: (-?\d+)", blocklist),
+    (r"failed to break header lock: (-?\d+)", |g| Some(M::BreakFailed { errno: g.errno()? })),
+    (r"failed to lock header: (-?\d+)", |g| Some(M::LockFailed { errno: g.errno()? })),
+    (r"failed to acquire (?:exclusive )?lock: (-?\d+)", |g| Some(M::AcquireFailed { errno: g.errno()? })),
+    (r"peer will not release lock", |_| Some(M::PeerKeepsLock)),
+    (r"no lock owners detected", |_| Some(M::NoOwnerAnswers)),
+    (r"duplicate lock owners detected", |_| Some(M::DuplicateOwners)),
+    (r"(?:failed to request lock|error requesting lock|failed to decode ResponseMessage): (-?\d+)", |g| {
+        Some(M::RequestFailed { errno: g.errno()? })
+    }),
+    (r"failed to lock object map: (-?\d+)", |g| Some(M::ObjectMapLockFailed { errno: g.errno()? })),
+    (r"breaking object map lock owned by [a-z]+(\d+)", |g| {
+        Some(M::BreakingObjectMapLock { client: g.number(1)? })
+    }),
+    (r"failed to (?:break object map lock|get object map lockers): (-?\d+)", |g| {
+        Some(M::ObjectMapBreakFailed { errno: g.errno()? })
+    }),
+    (r"object map is invalid", |_| Some(M::ObjectMapInvalid)),
+    (r"object map size mismatch.*", |_| Some(M::ObjectMapSizeMismatch)),
+    (r"post-acquire action failed: (-?\d+)", |g| Some(M::PostAcquireFailed { errno: g.errno()? })),
+    (r"(?:pre|post|snap) object map update failed: (-?\d+)", |g| {
+        Some(M::ObjectMapUpdateFailed { errno: g.errno()? })
+    }),
+    (r"failed to unlock(?: header)?: (-?\d+)", |g| {
+        Some(M::UnlockFailed { object_map: false, errno: g.errno()? })
+    }),
+    (r"failed to unlock object map: (-?\d+)", |g| {
+        Some(M::UnlockFailed { object_map: true, errno: g.errno()? })
+    }),
+    (r"encountered watch error: (-?\d+)", |g| Some(M::WatchLost { errno: g.errno()? })),
+    (r"failed to unwatch: (-?\d+)", |g| Some(M::UnwatchFailed { errno: g.errno()? })),
+    (r"failed to reregister watch: (-?\d+)", |g| Some(M::ReregisterFailed { errno: g.errno()? })),
+    (r"failed to update lock cookie: (-?\d+)", |g| Some(M::LockCookieFailed { errno: g.errno()? })),
+    (r"temporarily releasing lock on exclusive mapping", |_| Some(M::ExclusiveLockReleased)),
+    (r"(?:child )?(read|write|discard|zeroout)(?: at objno .*)? result (-?\d+).*", |g| {
+        Some(M::IoFailed { operation: g.text()?, errno: g.number::<i32>(2)?.saturating_abs() })
+    }),
+    (r"failed to get latest osdmap: (-?\d+)", |g| Some(M::OsdmapFailed { errno: g.errno()? })),
+    (r"no monitor address(?:\(es\)|es)? provided", |_| Some(M::NoMonitors)),
+    (r"Unknown parameter '(.*)'|bad option at '(.*)'", |g| {
+        let option = g.text().or_else(|| g.number(2))?;
+        Some(M::UnknownOption { option })
+    }),
+    (r"capacity (\d+)(?: features 0x([0-9a-f]+))?", |g| {
+        let features = g.number::<String>(2).and_then(|text| u64::from_str_radix(&text, 16).ok());
+        Some(M::Mapped { size: g.number(1)?, features: features.map(Features) })
+    }),
+];
+
+/// What libceph says.
+const LIBCEPH: &[Rule] = &[
+    (r"mon(\d+) .*session established.*", |g| Some(M::SessionEstablished { monitor: g.number(1)? })),
+    (r"mon(\d+) .*session lost.*", |g| Some(M::SessionLost { monitor: g.number(1)? })),
+    (r"((?:mon|osd)\d+) .*(?:socket closed|socket error|connect error|missed bytes|wrong peer).*", |g| {
+        Some(M::SocketFailed { peer: g.text()? })
+    }),
+    (r"auth protocol '.*' (?:m?auth authentication failed|init failed): (-?\d+)", |g| {
+        Some(M::AuthFailed { errno: g.errno()? })
+    }),
+    (r"auth method '.*' error (-?\d+)|error (-?\d+) on auth protocol.*", |g| {
+        let errno = g.number::<i32>(1).or_else(|| g.number(2))?;
+        Some(M::AuthFailed { errno: errno.saturating_abs() })
+    }),
+    (r"tid \d+ on osd(\d+) timeout", |g| Some(M::OsdTimeout { osd: g.number(1)? })),
+    (r"osd(\d+)(?: .*)? down", |g| Some(M::OsdDown { osd: g.number(1)? })),
+    (r"no monitor address(?:\(es\)|es)? provided", |_| Some(M::NoMonitors)),
+    (r"Unknown parameter '(.*)'", |g| Some(M::UnknownOption { option: g.text()? })),
+];
+
+fn blocklist(groups: &Groups) -> Option<KernelMessage> {
+    Some(M::BlocklistFailed { client: groups.number(1)?, errno: groups.number::<i32>(2)?.saturating_abs() })
+}
+
+type Compiled = Vec<(Regex, fn(&Groups) -> Option<KernelMessage>)>;
+
+/// A pattern that does not compile is left out; a test sees to it that there is none.
+fn compile(rules: &[Rule]) -> Compiled {
+    rules.iter().filter_map(|(p, make)| Some((Regex::new(&format!("^(?:{p})$")).ok()?, *make))).collect()
+}
+
+static COMPILED_KRBD: LazyLock<Compiled> = LazyLock::new(|| compile(KRBD));
+static COMPILED_LIBCEPH: LazyLock<Compiled> = LazyLock::new(|| compile(LIBCEPH));
+
+/// What a line of the kernel's log means, if it is one of krbd or libceph and known.
+pub fn parse(line: &str) -> Option<KernelLine> {
+    let line = line.trim_end();
+    if let Some(text) = line.strip_prefix("libceph: ") {
+        return Some(KernelLine { about: About::Client, message: apply(&COMPILED_LIBCEPH, text)? });
+    }
+    let text = line.strip_prefix("rbd: ")?;
+    subjects(text).find_map(|(about, text)| Some(KernelLine { about, message: apply(&COMPILED_KRBD, text)? }))
+}
+
+fn apply(rules: &Compiled, text: &str) -> Option<KernelMessage> {
+    rules.iter().find_map(|(pattern, make)| make(&Groups(&pattern.captures(text)?)))
+}
+
+/// Each way to take the subject off a line: an image's name may hold a colon, and `image p/i does not exist` has none.
+fn subjects(text: &str) -> impl Iterator<Item = (About, &str)> {
+    let ends = text.match_indices(": ").map(|(at, _)| at);
+    let named = ends.filter_map(move |at| Some((subject(&text[..at])?, &text[at + 2..])));
+    named.chain([(About::Driver, text)])
+}
+
+fn subject(text: &str) -> Option<About> {
+    if let Some(image) = text.strip_prefix("image ") {
+        return Some(About::Image(image.to_owned()));
+    }
+    if let Some(id) = text.strip_prefix("id ") {
+        return Some(About::ImageId(id.to_owned()));
+    }
+    text.strip_prefix("rbd")?.parse().ok().map(About::Disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> Option<KernelMessage> {
+        parse(text).map(|line| line.message)
+    }
+
+    #[test]
+    fn every_pattern_compiles() {
+        assert_eq!(COMPILED_KRBD.len(), KRBD.len());
+        assert_eq!(COMPILED_LIBCEPH.len(), LIBCEPH.len());
+    }
+
+    #[test]
+    fn what_a_line_is_about_is_told() {
+        let about = |text: &str| parse(text).unwrap().about;
+        assert_eq!(about("rbd: rbd12: peer will not release lock"), About::Disk(12));
+        assert_eq!(about("rbd: image vm-1: no lock owners detected"), About::Image("vm-1".into()));
+        assert_eq!(about("rbd: image odd: rbd1: object map is invalid"), About::Image("odd: rbd1".into()));
+        assert_eq!(
+            about("rbd: id 101e4c: image uses unsupported features: 0x1"),
+            About::ImageId("101e4c".into())
+        );
+        assert_eq!(about("rbd: pool p does not exist"), About::Driver);
+        assert_eq!(about("rbd: image p/n/i does not exist"), About::Driver);
+        assert_eq!(about("libceph: mon0 (1)10.0.0.1:6789 session established"), About::Client);
+    }
+
+    #[test]
+    fn every_spelling_of_krbd_is_known() {
+        let table = [
+            ("image uses unsupported features: 0x40", M::UnsupportedFeatures { features: Features(0x40) }),
+            ("short header read (want 112 got 0)", M::HeaderInvalid),
+            ("invalid header", M::HeaderInvalid),
+            ("clone is standalone (overlap 0)", M::StandaloneClone),
+            ("exclusive-lock feature is not enabled", M::ExclusiveLockNotEnabled),
+            ("failed to get header lockers: -5", M::LockersUnreadable { errno: 5 }),
+            ("failed to get watchers: -110", M::WatchersUnreadable { errno: 110 }),
+            (
+                "locked by external mechanism, tag kube",
+                M::ExternalLock { tag: Some("kube".into()), cookie: None },
+            ),
+            ("locked by external mechanism, tag ", M::ExternalLock { tag: Some("".into()), cookie: None }),
+            (
+                "locked by external mechanism, cookie c d",
+                M::ExternalLock { tag: None, cookie: Some("c d".into()) },
+            ),
+            ("incompatible lock type detected", M::IncompatibleLockType),
+            ("locker has a blank address", M::BlankLockerAddress),
+            ("breaking header lock owned by client4324", M::BreakingLock { client: 4324 }),
+            ("client4324 seems dead, breaking lock", M::BreakingLock { client: 4324 }),
+            ("failed to blocklist client4324: -13", M::BlocklistFailed { client: 4324, errno: 13 }),
+            ("blocklist of client4324 failed: -13", M::BlocklistFailed { client: 4324, errno: 13 }),
+            ("blacklist of client4324 failed: -22", M::BlocklistFailed { client: 4324, errno: 22 }),
+            ("failed to break header lock: -5", M::BreakFailed { errno: 5 }),
+            ("failed to lock header: -108", M::LockFailed { errno: 108 }),
+            ("failed to acquire lock: -110", M::AcquireFailed { errno: 110 }),
+            ("failed to acquire exclusive lock: -512", M::AcquireFailed { errno: 512 }),
+            ("peer will not release lock", M::PeerKeepsLock),
+            ("no lock owners detected", M::NoOwnerAnswers),
+            ("duplicate lock owners detected", M::DuplicateOwners),
+            ("error requesting lock: -5", M::RequestFailed { errno: 5 }),
+            ("failed to request lock: -107", M::RequestFailed { errno: 107 }),
+            ("failed to decode ResponseMessage: -22", M::RequestFailed { errno: 22 }),
+            ("failed to lock object map: -16", M::ObjectMapLockFailed { errno: 16 }),
+            ("breaking object map lock owned by client7", M::BreakingObjectMapLock { client: 7 }),
+            ("failed to break object map lock: -5", M::ObjectMapBreakFailed { errno: 5 }),
+            ("failed to get object map lockers: -2", M::ObjectMapBreakFailed { errno: 2 }),
+            ("object map is invalid", M::ObjectMapInvalid),
+            ("object map size mismatch: 4 vs 8", M::ObjectMapSizeMismatch),
+            ("post-acquire action failed: -2", M::PostAcquireFailed { errno: 2 }),
+            ("pre object map update failed: -108", M::ObjectMapUpdateFailed { errno: 108 }),
+            ("post object map update failed: -108", M::ObjectMapUpdateFailed { errno: 108 }),
+            ("snap object map update failed: -2", M::ObjectMapUpdateFailed { errno: 2 }),
+            ("failed to unlock header: -108", M::UnlockFailed { object_map: false, errno: 108 }),
+            ("failed to unlock: -108", M::UnlockFailed { object_map: false, errno: 108 }),
+            ("failed to unlock object map: -108", M::UnlockFailed { object_map: true, errno: 108 }),
+            ("encountered watch error: -107", M::WatchLost { errno: 107 }),
+            ("failed to unwatch: -108", M::UnwatchFailed { errno: 108 }),
+            ("failed to reregister watch: -108", M::ReregisterFailed { errno: 108 }),
+            ("failed to update lock cookie: -16", M::LockCookieFailed { errno: 16 }),
+            ("temporarily releasing lock on exclusive mapping", M::ExclusiveLockReleased),
+            ("write result -108", M::IoFailed { operation: "write".into(), errno: 108 }),
+            ("child read result -5", M::IoFailed { operation: "read".into(), errno: 5 }),
+            (
+                "discard at objno 3 0~4194304 result -108",
+                M::IoFailed { operation: "discard".into(), errno: 108 },
+            ),
+            ("failed to get latest osdmap: -110", M::OsdmapFailed { errno: 110 }),
+            ("capacity 4194304 features 0x3d", M::Mapped { size: 4_194_304, features: Some(Features(0x3d)) }),
+            ("capacity 4194304", M::Mapped { size: 4_194_304, features: None }),
+        ];
+        for (text, expected) in table {
+            for subject in ["rbd0", "image vm-516-disk-0", "id 101e4cccf697"] {
+                let line = format!("rbd: {subject}: {text}");
+                assert_eq!(message(&line), Some(expected.clone()), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_the_driver_itself_is_known() {
+        let table = [
+            ("rbd: pool a b does not exist", M::PoolMissing { pool: "a b".into() }),
+            ("rbd: image p/ns/i does not exist", M::ImageMissing { image: "p/ns/i".into() }),
+            ("rbd: image p/i: j does not exist", M::ImageMissing { image: "p/i: j".into() }),
+            ("rbd: snap p/i@s does not exist", M::SnapshotMissing { snapshot: "p/i@s".into() }),
+            ("rbd: parent chain is too long (17)", M::ParentChainTooLong),
+            ("rbd: no monitor address(es) provided", M::NoMonitors),
+            ("rbd: failed to get latest osdmap: -110", M::OsdmapFailed { errno: 110 }),
+            ("rbd: Unknown parameter 'rxbounce'", M::UnknownOption { option: "rxbounce".into() }),
+            ("rbd: bad option at 'rxbounce'", M::UnknownOption { option: "rxbounce".into() }),
+        ];
+        for (line, expected) in table {
+            assert_eq!(message(line), Some(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_spelling_of_libceph_is_known() {
+        let table = [
+            ("mon0 192.168.22.75:6789 session established", M::SessionEstablished { monitor: 0 }),
+            ("mon2 (1)10.72.36.245:40083 session lost, hunting for new mon", M::SessionLost { monitor: 2 }),
+            ("mon1 (2)10.0.0.1:3300 socket closed (con state OPEN)", M::SocketFailed { peer: "mon1".into() }),
+            ("osd3 (1)10.0.0.1:6801 socket error on write", M::SocketFailed { peer: "osd3".into() }),
+            ("auth protocol 'cephx' mauth authentication failed: -13", M::AuthFailed { errno: 13 }),
+            ("auth protocol 'cephx' auth authentication failed: -13", M::AuthFailed { errno: 13 }),
+            ("auth method 'x' error -1", M::AuthFailed { errno: 1 }),
+            ("error -22 on auth protocol 2 init", M::AuthFailed { errno: 22 }),
+            ("tid 12 on osd3 timeout", M::OsdTimeout { osd: 3 }),
+            ("osd3 (1)10.0.0.1:6801 down", M::OsdDown { osd: 3 }),
+            ("osd3 down", M::OsdDown { osd: 3 }),
+            ("Unknown parameter 'ms_mode'", M::UnknownOption { option: "ms_mode".into() }),
+            ("no monitor address(es) provided", M::NoMonitors),
+        ];
+        for (text, expected) in table {
+            assert_eq!(message(&format!("libceph: {text}\n")), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_lines_are_not_guessed_at() {
+        let table = [
+            "rbd: loaded (major 251)",
+            "rbd: rbd0: something new: -5",
+            "rbd: rbd0: failed to lock header: -99999999999",
+            "rbd: rbd0: failed to lock header: -108 and more",
+            "libceph: client4154 fsid c0c55799-7178-41aa-804e-6e900331f900",
+            "usb 1-1: failed to lock header: -108",
+            "",
+        ];
+        for line in table {
+            assert_eq!(message(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_as_json() {
+        let line = parse("rbd: rbd0: failed to lock header: -108").unwrap();
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(text, r#"{"about":{"disk":0},"message":{"kind":"lock_failed","errno":108}}"#);
+        assert_eq!(serde_json::from_str::<KernelLine>(&text).unwrap(), line);
+    }
+}
