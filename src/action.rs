@@ -1,0 +1,292 @@
+//! A change to an image, as a value: what `diagnose` proposes, `plan` orders and `act` carries out.
+
+use crate::ceph::features::Features;
+use crate::ceph::image::{Locker, Spec};
+use crate::process::Command;
+use serde::{Deserialize, Serialize};
+
+/// The image to change and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// The storage's id.
+    pub storage: String,
+    /// The cluster's fsid.
+    pub fsid: String,
+    /// The image.
+    pub spec: Spec,
+    /// PVE's own arguments for `rbd` on this storage, before the command's name.
+    pub rbd_arguments: Vec<String>,
+}
+
+/// What is changed. The order is the order in which changes of one image are made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum Change {
+    /// `rbd unmap`, never by force: the kernel refuses where the device is open.
+    Unmap {
+        /// `N` of `/dev/rbdN`.
+        device: u32,
+    },
+    /// librbd takes the exclusive lock from an owner that is gone, and releases it.
+    BreakLock {
+        /// The owner that is gone.
+        owner: LockOwner,
+    },
+    /// `rbd feature disable`.
+    DisableFeatures {
+        /// All in one command; Ceph orders them.
+        features: Features,
+    },
+    /// `rbd feature enable`.
+    EnableFeatures {
+        /// All in one command; Ceph orders them.
+        features: Features,
+    },
+    /// `rbd object-map rebuild`.
+    RebuildObjectMap {
+        /// A snapshot's map; `None` is the head's.
+        snapshot: Option<String>,
+    },
+    /// `rbd map`, left mapped for PVE, which then finds the device and does not map it itself.
+    Map {
+        /// With a kernel client of its own, since the shared one is on the blocklist.
+        noshare: bool,
+        /// As PVE maps the disks of Windows guests (bug 5779).
+        rxbounce: bool,
+    },
+}
+
+/// A lock's owner in a form that can be ordered.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LockOwner {
+    /// `client.4140`.
+    pub client: String,
+    /// `auto 140192430251296`.
+    pub cookie: String,
+    /// `10.0.0.1:0/492268007`.
+    pub address: String,
+}
+
+impl From<&Locker> for LockOwner {
+    fn from(locker: &Locker) -> Self {
+        Self { client: locker.client.clone(), cookie: locker.cookie.clone(), address: locker.address.clone() }
+    }
+}
+
+impl From<&LockOwner> for Locker {
+    fn from(owner: &LockOwner) -> Self {
+        Self { client: owner.client.clone(), cookie: owner.cookie.clone(), address: owner.address.clone() }
+    }
+}
+
+/// One change of one image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// Where.
+    pub target: Target,
+    /// What.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+impl Action {
+    /// The change in words: `disable journaling on rbd/vm-516-disk-1`.
+    pub fn describe(&self) -> String {
+        let spec = &self.target.spec;
+        match &self.change {
+            Change::Unmap { device } => format!("unmap /dev/rbd{device} ({spec})"),
+            Change::Map { noshare: false, .. } => format!("map {spec}"),
+            Change::Map { noshare: true, .. } => {
+                format!("map {spec} with a kernel client of its own (noshare)")
+            }
+            Change::BreakLock { owner } => {
+                format!("break the lock of {spec}, left by {} at {}", owner.client, owner.address)
+            }
+            Change::DisableFeatures { features } => format!("disable {features} on {spec}"),
+            Change::EnableFeatures { features } => format!("enable {features} on {spec}"),
+            Change::RebuildObjectMap { snapshot: None } => format!("rebuild the object map of {spec}"),
+            Change::RebuildObjectMap { snapshot: Some(name) } => {
+                format!("rebuild the object map of {spec}@{name}")
+            }
+        }
+    }
+
+    /// The change as a line for an administrator: a command to paste, or a comment where librbd itself is called.
+    pub fn command_line(&self) -> String {
+        match self.command() {
+            Some(command) => command.display(),
+            None => format!("# by librbd: {}", self.describe()),
+        }
+    }
+
+    /// Whether it is made in the kernel rather than on the image.
+    pub fn is_kernels(&self) -> bool {
+        matches!(self.change, Change::Map { .. } | Change::Unmap { .. })
+    }
+
+    /// Whether it takes as long as the image is large.
+    pub fn may_take_long(&self) -> bool {
+        matches!(self.change, Change::RebuildObjectMap { .. })
+    }
+
+    /// The `rbd` command that makes the change; `None` where librbd itself is called.
+    ///
+    /// Features are named in PVE's order (`PVE::Storage::RBDPlugin`, `$krbd_feature_update`). Names that could be
+    /// read as an option never come here: the gate keeps them out.
+    pub fn command(&self) -> Option<Command> {
+        let image = &self.target.spec.image;
+        let tail: Vec<String> = match &self.change {
+            Change::BreakLock { .. } => return None,
+            Change::Unmap { device } => {
+                // A device needs no pool, and PVE too leaves the namespace out.
+                return Some(Command::new("rbd").args(["unmap".to_owned(), format!("/dev/rbd{device}")]));
+            }
+            Change::Map { noshare, rxbounce } => {
+                let options: Vec<&str> = [("noshare", noshare), ("rxbounce", rxbounce)]
+                    .iter()
+                    .filter(|o| *o.1)
+                    .map(|o| o.0)
+                    .collect();
+                let mut words = vec!["map".into(), image.clone()];
+                if !options.is_empty() {
+                    words.extend(["--options".into(), options.join(",")]);
+                }
+                words
+            }
+            Change::DisableFeatures { features } => {
+                vec!["feature".into(), "disable".into(), image.clone(), in_pve_order(*features)]
+            }
+            Change::EnableFeatures { features } => {
+                vec!["feature".into(), "enable".into(), image.clone(), in_pve_order(*features)]
+            }
+            Change::RebuildObjectMap { snapshot: None } => {
+                vec!["object-map".into(), "rebuild".into(), image.clone()]
+            }
+            Change::RebuildObjectMap { snapshot: Some(snapshot) } => {
+                vec!["object-map".into(), "rebuild".into(), format!("{image}@{snapshot}")]
+            }
+        };
+        Some(Command::new("rbd").args(&self.target.rbd_arguments).args(tail))
+    }
+}
+
+/// What came of a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum ActionResult {
+    /// It is planned, not made.
+    Planned,
+    /// It was made.
+    Done {
+        /// How long it took.
+        duration_ms: u64,
+    },
+    /// It was tried and failed.
+    Failed {
+        /// The errno that came back, if one did.
+        errno: Option<i32>,
+        /// What came back.
+        message: String,
+    },
+    /// It was not made, since a fresh look said that it must not be.
+    Withheld {
+        /// Why.
+        why: String,
+    },
+    /// It was not made, since another run is at the same image.
+    Busy {
+        /// Who.
+        why: String,
+    },
+}
+
+/// A change and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionReport {
+    /// The change.
+    pub action: Action,
+    /// What came of it.
+    #[serde(flatten)]
+    pub result: ActionResult,
+    /// What the kernel's rbd driver and Ceph client said meanwhile; only of what the kernel does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_log: Vec<String>,
+}
+
+impl ActionReport {
+    /// A report without the kernel's words.
+    pub fn new(action: Action, result: ActionResult) -> Self {
+        Self { action, result, kernel_log: Vec::new() }
+    }
+
+    /// The change was made.
+    pub fn done(&self) -> bool {
+        matches!(self.result, ActionResult::Done { .. })
+    }
+
+    /// What came back instead: the errno, if one did, and the words. `None` where the change was made.
+    pub fn failure(&self) -> Option<(Option<i32>, &str)> {
+        match &self.result {
+            ActionResult::Planned | ActionResult::Done { .. } => None,
+            ActionResult::Failed { errno, message } => Some((*errno, message)),
+            ActionResult::Withheld { why } | ActionResult::Busy { why } => Some((None, why)),
+        }
+    }
+}
+
+/// The same image, whichever storage it was reached by.
+pub fn is_same_image(a: &Action, b: &Action) -> bool {
+    a.target.fsid == b.target.fsid && a.target.spec == b.target.spec
+}
+
+/// The names joined by commas; dependents come before what they depend on, as PVE writes them.
+fn in_pve_order(features: Features) -> String {
+    let mut names = features.names();
+    names.reverse();
+    let rank = |name: &String| match name.as_str() {
+        "journaling" => 0,
+        "fast-diff" => 1,
+        "object-map" => 2,
+        "deep-flatten" => 3,
+        "exclusive-lock" => 4,
+        _ => 5,
+    };
+    names.sort_by_key(rank);
+    names.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn action(change: Change) -> Action {
+        Action {
+            target: Target {
+                storage: "ceph".into(),
+                fsid: "f".into(),
+                spec: Spec { pool: "rbd".into(), namespace: None, image: "vm-1-disk-0".into() },
+                rbd_arguments: vec!["-p".into(), "rbd".into()],
+            },
+            change,
+        }
+    }
+
+    #[test]
+    fn features_are_named_as_pve_names_them() {
+        let enable = Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP | Features::FAST_DIFF;
+        let command = action(Change::EnableFeatures { features: enable }).command_line();
+        assert_eq!(command, "rbd -p rbd feature enable vm-1-disk-0 fast-diff,object-map,exclusive-lock");
+    }
+
+    #[test]
+    fn pve_disables_deep_flatten_before_exclusive_lock() {
+        let all = Features(61) - Features::LAYERING;
+        assert_eq!(in_pve_order(all), "fast-diff,object-map,deep-flatten,exclusive-lock");
+    }
+
+    #[test]
+    fn a_snapshot_is_rebuilt_by_its_own_spec() {
+        let command = action(Change::RebuildObjectMap { snapshot: Some("a".into()) }).command_line();
+        assert_eq!(command, "rbd -p rbd object-map rebuild vm-1-disk-0@a");
+    }
+}

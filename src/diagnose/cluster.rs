@@ -1,0 +1,87 @@
+//! What there is to say of the clusters.
+
+use crate::ceph::cluster::{ClusterFacts, Health};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::reading::{Failure, Reading};
+use crate::survey::Survey;
+use nix::errno::Errno;
+
+/// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
+const IO_STOPPERS: [&str; 6] =
+    ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
+
+/// Findings about each cluster that the guest's disks lie in.
+pub fn findings(survey: &Survey) -> Vec<Finding> {
+    let each = survey.clusters.iter().enumerate();
+    each.flat_map(|(index, cluster)| match cluster {
+        Reading::Known(facts) => answers(facts, lock_to_break(survey, index)),
+        Reading::Unknown(failure) => vec![silent(failure, &storages_of(survey, index))],
+    })
+    .collect()
+}
+
+fn storages_of(survey: &Survey, cluster: usize) -> String {
+    let ids: Vec<&str> =
+        survey.storages.values().filter(|s| s.cluster == cluster).map(|s| s.section.id.as_str()).collect();
+    ids.join(", ")
+}
+
+/// Why a cluster could not be asked.
+fn silent(failure: &Failure, storages: &str) -> Finding {
+    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+    let detail = format!("storage {storages}: {failure}");
+    match failure.errno {
+        None => Finding::new(Code::LibraryMissing, detail),
+        Some(errno) if refused.contains(&Errno::from_raw(errno)) => {
+            Finding::new(Code::ClusterAuthFailed, detail)
+        }
+        Some(_) => Finding::new(Code::ClusterUnreachable, detail)
+            .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy()),
+    }
+}
+
+/// Is there a lock in this cluster that librbd or krbd will have to break at the start.
+fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
+    let here = |disk: &&crate::survey::DiskFacts| {
+        survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
+    };
+    survey.disks.iter().filter(here).any(crate::diagnose::lock::is_stale)
+}
+
+fn answers(facts: &ClusterFacts, lock_to_break: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Reading::Known(health) = &facts.health {
+        findings.extend(unhealthy(health));
+    }
+    if let Reading::Known(seconds @ 1..) = facts.blocklist_expire_seconds {
+        let severity = if lock_to_break { Severity::Blocker } else { Severity::Warning };
+        let detail = format!("rbd_blocklist_expire_seconds = {seconds}");
+        findings.push(
+            Finding::new(Code::BlocklistExpireSet, detail)
+                .severity(severity)
+                .commands(["ceph config rm client rbd_blocklist_expire_seconds".to_owned()]),
+        );
+    }
+    findings
+}
+
+/// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
+fn unhealthy(health: &Health) -> Option<Finding> {
+    if health.status == "HEALTH_OK" {
+        return None;
+    }
+    let stops = |(code, summary): &&(String, String)| {
+        IO_STOPPERS.contains(&code.as_str())
+            || (code == "OSDMAP_FLAGS" && (summary.contains("pause") || summary.contains("full")))
+    };
+    let list = |checks: &mut dyn Iterator<Item = &(String, String)>| {
+        checks.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
+    };
+    let stopping = list(&mut health.checks.iter().filter(stops));
+    let grave = !stopping.is_empty() || health.status == "HEALTH_ERR";
+    let told = if stopping.is_empty() { list(&mut health.checks.iter()) } else { stopping };
+    let finding = Finding::new(Code::ClusterHealth, format!("{}: {told}", health.status))
+        .commands(["ceph health detail".to_owned()]);
+    Some(if grave { finding } else { finding.severity(Severity::Note) })
+}

@@ -1,0 +1,309 @@
+//! Every finding there is: its name, how grave it is, what it means. The one place for these facts.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing, nothing to do.
+    Note,
+    /// The guest starts, but something is not as it should be.
+    Warning,
+    /// It could not be found out whether the guest can start.
+    Unknown,
+    /// The start is certain to fail.
+    Blocker,
+    /// The start would succeed and put data at risk.
+    Unsafe,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Unknown => "unknown",
+            Self::Blocker => "blocker",
+            Self::Unsafe => "unsafe",
+        })
+    }
+}
+
+/// What there is to say of one code.
+struct Entry {
+    code: Code,
+    name: &'static str,
+    severity: Severity,
+    summary: &'static str,
+    remedy: &'static str,
+}
+
+/// Makes the enum and its table from one list, so that no code can lack a text.
+macro_rules! codes {
+    ($($variant:ident $name:literal $severity:ident $summary:literal $remedy:literal;)*) => {
+        /// What can be found wrong, or worth telling.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(#[doc = $summary] $variant,)*
+        }
+
+        /// Every code, in the order in which they are documented.
+        const TABLE: &[Entry] = &[
+            $(Entry { code: Code::$variant, name: $name, severity: Severity::$severity, summary: $summary, remedy: $remedy },)*
+        ];
+    };
+}
+
+codes! {
+    ImageMissing "image-missing" Blocker
+        "the image does not exist in its pool"
+        "restore the image, or take the disk out of the guest's config";
+    PoolMissing "pool-missing" Blocker
+        "the storage's pool does not exist in the cluster"
+        "correct `pool` in storage.cfg, or create the pool";
+    NamespaceMissing "namespace-missing" Blocker
+        "the storage's namespace does not exist in the pool"
+        "correct `namespace` in storage.cfg, or create the namespace";
+    StorageUnknown "storage-unknown" Blocker
+        "the disk's storage is not in storage.cfg"
+        "add the storage, or correct the disk's line in the guest's config";
+    StorageDisabled "storage-disabled" Blocker
+        "the disk's storage is disabled"
+        "enable the storage";
+    StorageNotOnNode "storage-not-on-node" Blocker
+        "the disk's storage is not available on this node"
+        "add this node to the storage's `nodes`, or start the guest where the storage is";
+    StorageContent "storage-content" Blocker
+        "the disk's storage may not hold this kind of volume"
+        "add the content type to the storage";
+    ConfigUnreadable "config-unreadable" Blocker
+        "PVE's own parser dies on the guest's config"
+        "correct the line";
+    VolumeNameInvalid "volume-name-invalid" Blocker
+        "PVE cannot parse the volume's name and refuses the start"
+        "correct the volume's name in the guest's config";
+    ClusterUnreachable "cluster-unreachable" Blocker
+        "the Ceph cluster does not answer; PVE would wait for it without limit"
+        "check the monitors, the OSDs and the network, then try again";
+    ClusterAuthFailed "cluster-auth-failed" Blocker
+        "the Ceph cluster refuses the storage's user or key"
+        "compare the storage's keyring with what the cluster holds for the user";
+    ClusterHealth "cluster-health" Warning
+        "the Ceph cluster is not healthy"
+        "see `ceph health detail`";
+    LibraryMissing "library-missing" Unknown
+        "the Ceph libraries cannot be opened on this node"
+        "install the packages librados2 and librbd1";
+    ImageUnreadable "image-unreadable" Unknown
+        "the image could not be read"
+        "see the detail; try again when its cause is gone";
+    FactsIncomplete "facts-incomplete" Unknown
+        "part of what there is to know about the image could not be read"
+        "see the detail; try again when its cause is gone";
+    FeaturesUnsupported "features-unsupported" Blocker
+        "the image has features that this node's kernel cannot map"
+        "take the features off where Ceph allows it, or set `krbd 0` on the storage";
+    JournalingOnKrbd "journaling-on-krbd" Blocker
+        "the image has journaling, which no kernel can map"
+        "disable journaling on the image";
+    LockFeaturesMissing "lock-features-missing" Warning
+        "the image lacks features that PVE sets on krbd disks"
+        "enable them, then rebuild the object map";
+    FeaturesUnwanted "features-unwanted" Warning
+        "the image has features that are not to be on krbd disks of this kernel"
+        "disable them";
+    ObjectMapInvalid "object-map-invalid" Warning
+        "the object map is flagged invalid and not used; nothing but a rebuild mends it"
+        "rebuild the object map";
+    FeatureReset "feature-reset" Note
+        "the last thing to try: exclusive-lock, object-map and fast-diff are taken off and put back, and the object map is made anew"
+        "reset them";
+    DeepFlattenMissing "deep-flatten-missing" Note
+        "the image has no deep-flatten; it can never be given back and is not needed to start"
+        "nothing to do";
+    ImageNonPrimary "image-non-primary" Blocker
+        "the image is the non-primary copy of a mirrored image and cannot be written"
+        "promote the image, or start the guest at the primary site";
+    ImageMigrating "image-migrating" Blocker
+        "a live migration of the image is under way"
+        "finish it with `rbd migration execute` and `rbd migration commit`, or `rbd migration abort`";
+    ImageMirrored "image-mirrored" Note
+        "the image is mirrored to another cluster"
+        "nothing to do";
+    ParentMissing "parent-missing" Blocker
+        "an ancestor of the linked clone is gone"
+        "restore the parent image and its snapshot";
+    ParentUnsupported "parent-unsupported" Blocker
+        "an ancestor of the linked clone has features that this node's kernel cannot map"
+        "flatten the clone, or set `krbd 0` on the storage";
+    ParentChainTooDeep "parent-chain-too-deep" Blocker
+        "the linked clone has more ancestors than the kernel follows"
+        "flatten the clone or one of its ancestors";
+    LockStale "lock-stale" Warning
+        "a client that is gone still owns the image's exclusive lock"
+        "let librbd break the lock";
+    LockBreakNotPermitted "lock-break-not-permitted" Blocker
+        "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
+        "give the user `profile rbd` on the monitors";
+    InUseElsewhere "in-use-elsewhere" Unsafe
+        "another client has the image open; starting now makes a second writer"
+        "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";
+    InUseUnknown "in-use-unknown" Unknown
+        "it could not be read whether another client has the image open"
+        "see the detail; try again when its cause is gone";
+    LockExternal "lock-external" Blocker
+        "the image has a lock that was set by hand or by a script"
+        "when its owner is surely gone, remove it";
+    BlocklistExpireSet "blocklist-expire-set" Warning
+        "rbd_blocklist_expire_seconds is set: librbd then cannot break a stale lock (Ceph tracker 54613)"
+        "remove rbd_blocklist_expire_seconds from the configuration";
+    ImageShared "image-shared" Warning
+        "the image is named by more than one disk"
+        "make sure that only one of them runs, or give each its own image";
+    LockDying "lock-dying" Blocker
+        "a client that is dead still has the image open, until Ceph drops it"
+        "Ceph forgets a dead client within 30 s, or a little more";
+    NodeClientBlocklisted "node-client-blocklisted" Warning
+        "this node's kernel client is on the OSD blocklist: every disk mapped through it is dead, and so is every further map that shares it"
+        "unmap what is left over of it, or map with a client of its own (noshare); never take the entry off the blocklist";
+    MappingDead "mapping-dead" Blocker
+        "the image is mapped here through a kernel client that is dead; PVE would use that device and every write would fail"
+        "unmap it";
+    MappingBusy "mapping-busy" Unsafe
+        "the image is mapped here and something other than the guest has the device open"
+        "end what holds it, then unmap it";
+    MappingLeftover "mapping-leftover" Note
+        "the image is still mapped here from before; PVE would use that device"
+        "unmap it";
+    NotMapped "not-mapped" Note
+        "the image is not mapped yet"
+        "map it";
+    MapFailed "map-failed" Blocker
+        "the kernel could not map the image"
+        "see what the kernel said";
+    ObjectMapBroken "object-map-broken" Blocker
+        "the image's object map is missing or of the wrong size, and the kernel maps no such image"
+        "rebuild the object map";
+    KernelModuleMissing "kernel-module-missing" Blocker
+        "the kernel's rbd module cannot be loaded on this node"
+        "boot a kernel that has it, or install the modules of the running one";
+    UdevLinkMissing "udev-link-missing" Blocker
+        "the image is mapped, but the link in /dev/rbd-pve that PVE looks for is missing"
+        "see that systemd-udevd runs and that 50-rbd-pve.rules and ceph-rbdnamer-pve are installed (package libpve-storage-perl)";
+    CloudinitBeforeHook "cloudinit-before-hook" Note
+        "PVE opens this image before it calls the hook, so the hook comes too late for it"
+        "mend it by hand with `rbd-preflight repair` before the start";
+    MappedHere "mapped-here" Note
+        "this node's kernel has the image mapped"
+        "nothing to do while the guest starts or runs";
+    GuestRunning "guest-running" Note
+        "the guest runs on this node; nothing is changed under it"
+        "shut the guest down first, if something is to be changed";
+    GuestOnOtherNode "guest-on-other-node" Note
+        "the guest belongs to another node; nothing is changed from here"
+        "run the command on that node";
+    GuestLocked "guest-locked" Note
+        "the guest's config is locked by another operation; nothing is changed"
+        "wait for the operation to end";
+    GuestTemplate "guest-template" Note
+        "the guest is a template; its images are never changed"
+        "nothing to do";
+    QuorumMissing "quorum-missing" Warning
+        "this node has no quorum; PVE refuses to start guests and nothing is changed"
+        "bring back the cluster's other nodes";
+    GuestStateUnknown "guest-state-unknown" Warning
+        "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
+        "see the detail";
+    ConfigLineDropped "config-line-dropped" Note
+        "PVE does not read a line as it was meant"
+        "correct the line";
+}
+
+impl Code {
+    /// Every code, in the order in which they are documented.
+    pub fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|entry| entry.code)
+    }
+
+    fn entry(self) -> &'static Entry {
+        &TABLE[self as usize]
+    }
+
+    /// The stable kebab-case name.
+    pub fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    /// How grave it usually is.
+    pub fn severity(self) -> Severity {
+        self.entry().severity
+    }
+
+    /// What it means, in one sentence.
+    pub fn summary(self) -> &'static str {
+        self.entry().summary
+    }
+
+    /// What mends it, in words.
+    pub fn remedy(self) -> &'static str {
+        self.entry().remedy
+    }
+
+    /// As a note it is so common that only `--verbose` shows it.
+    pub fn is_quiet(self) -> bool {
+        use Code::{ClusterHealth, DeepFlattenMissing, ImageMirrored, MappedHere, NotMapped};
+        matches!(self, ClusterHealth | DeepFlattenMissing | ImageMirrored | MappedHere | NotMapped)
+    }
+
+    /// The code of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        TABLE.iter().find(|entry| entry.name == name).map(|entry| entry.code)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Code {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::from_name(&name)
+            .ok_or_else(|| serde::de::Error::custom(format!("unknown finding code `{name}`")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_code_finds_itself_and_has_its_own_kebab_name() {
+        let mut names = BTreeSet::new();
+        for code in Code::all() {
+            assert_eq!(Code::from_name(code.name()), Some(code));
+            assert!(code.name().chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{code}");
+            assert!(names.insert(code.name()), "{code} twice");
+        }
+    }
+
+    #[test]
+    fn summaries_and_remedies_are_sentences_without_a_full_stop() {
+        for code in Code::all() {
+            for text in [code.summary(), code.remedy()] {
+                assert!(!text.is_empty() && !text.ends_with('.'), "{code}: {text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A finding: what is wrong, where, how grave, and what mends it.
+
+use crate::action::Action;
+use crate::diagnose::code::{Code, Severity};
+use serde::Serialize;
+
+/// How a finding is mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RemedyKind {
+    /// `repair` does it.
+    Automatic,
+    /// A person has to.
+    Manual,
+    /// Time does it.
+    Wait,
+    /// Nothing is to be done.
+    None,
+}
+
+/// What mends a finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Remedy {
+    /// Who does it.
+    pub kind: RemedyKind,
+    /// In words.
+    pub text: String,
+    /// Commands that do it, ready to paste.
+    pub commands: Vec<String>,
+    /// Why `repair` does not do what it otherwise would.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<String>,
+    /// It is a safety rule that withholds it.
+    #[serde(skip)]
+    pub refused: bool,
+    /// The changes that `plan` may take up; only of automatic remedies.
+    #[serde(skip)]
+    pub actions: Vec<Action>,
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub code: Code,
+    /// How grave here.
+    pub severity: Severity,
+    /// The disk's config key, if it is about one.
+    pub disk: Option<String>,
+    /// The image, if it is about one.
+    pub image: Option<String>,
+    /// One sentence.
+    pub summary: String,
+    /// What was seen.
+    pub detail: String,
+    /// What mends it.
+    pub remedy: Remedy,
+    /// The settings say that this shall not stop the guest.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignored: bool,
+}
+
+impl Remedy {
+    /// Leaves to a person what `repair` would have done, and says why.
+    pub fn withhold(&mut self, why: String) {
+        if self.kind == RemedyKind::Automatic {
+            self.kind = RemedyKind::Manual;
+            self.actions.clear();
+            self.withheld = Some(why);
+        }
+    }
+}
+
+impl Finding {
+    /// A finding with the code's own severity, sentence and remedy text.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let kind = if code.severity() == Severity::Note { RemedyKind::None } else { RemedyKind::Manual };
+        Self {
+            code,
+            severity: code.severity(),
+            disk: None,
+            image: None,
+            summary: code.summary().to_owned(),
+            detail: detail.into(),
+            remedy: Remedy {
+                kind,
+                text: code.remedy().to_owned(),
+                commands: Vec::new(),
+                withheld: None,
+                refused: false,
+                actions: Vec::new(),
+            },
+            ignored: false,
+        }
+    }
+
+    /// With another severity than the code's own.
+    pub fn severity(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
+    }
+
+    /// With commands for a person to run.
+    pub fn commands(mut self, commands: impl IntoIterator<Item = String>) -> Self {
+        self.remedy.commands.extend(commands);
+        self
+    }
+
+    /// With another text for what mends it.
+    pub fn remedy(mut self, kind: RemedyKind, text: impl Into<String>) -> Self {
+        self.remedy.kind = kind;
+        self.remedy.text = text.into();
+        self
+    }
+}

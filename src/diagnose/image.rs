@@ -1,0 +1,323 @@
+//! One image as the rules look at it, and what there is to say before its features and locks.
+
+use crate::action::{Action, ActionReport, Change, Target};
+use crate::ceph::features::Features;
+use crate::ceph::image::{ImageFacts, ImageReading, Spec};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::{features, gate, known};
+use crate::kernel::{KernelFacts, Mapping};
+use crate::policy::{Policy, Scope};
+use crate::process::Command;
+use crate::pve::connection::rbd_arguments;
+use crate::pve::guest::{Access, Role};
+use crate::reading::Reading;
+use crate::settings::DiskSettings;
+use crate::survey::{DiskFacts, StorageFacts, Survey};
+use nix::errno::Errno;
+use std::time::Duration;
+
+/// An image that was read, with all that decides about it.
+pub struct Image<'a> {
+    /// The whole survey.
+    pub survey: &'a Survey,
+    /// The disk in the guest's config.
+    pub disk: &'a DiskFacts,
+    /// The image's name.
+    pub spec: Spec,
+    /// What Ceph says of it.
+    pub facts: &'a ImageFacts,
+    /// The settings for its storage.
+    pub settings: DiskSettings,
+    /// Which changes are wanted now.
+    pub scope: Scope,
+    /// Its features are to be taken off and put back.
+    pub reset: bool,
+    /// How long rebuilding its object maps may take; `None` is as long as it takes.
+    pub rebuild_budget: Option<Duration>,
+    /// Where this node's kernel has it mapped.
+    pub mapped: Reading<Vec<Mapping>>,
+    /// Why nothing may be changed on it; `None` if it may.
+    pub forbidden: Option<String>,
+    /// Why nothing may be done for its guest, whatever the image; `None` if it may.
+    pub guest_forbidden: Option<String>,
+    /// How its changes reach it.
+    target: Target,
+}
+
+impl<'a> Image<'a> {
+    /// The view of a disk whose image was found; `None` for any other.
+    pub fn of(survey: &'a Survey, policy: &Policy, disk: &'a DiskFacts) -> Option<Self> {
+        let spec = disk.spec()?;
+        let Some(ImageReading::Found(facts)) = &disk.reading else { return None };
+        let storage = survey.storages.get(&disk.disk.storage)?;
+        let mapped = survey.mapped(disk);
+        let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
+        let forbidden = guest_forbidden.clone().or_else(|| gate::image_forbids(&spec, facts, &mapped));
+        let target = Target {
+            storage: storage.section.id.clone(),
+            fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
+            spec: spec.clone(),
+            rbd_arguments: rbd_arguments(&storage.section, &storage.connection),
+        };
+        let settings = policy.disk(&storage.section.id).clone();
+        Some(Self {
+            survey,
+            disk,
+            spec,
+            facts,
+            settings,
+            mapped,
+            forbidden,
+            guest_forbidden,
+            target,
+            rebuild_budget: policy.rebuild_budget,
+            scope: policy.scope,
+            reset: policy.reset,
+        })
+    }
+
+    /// Its storage.
+    pub fn storage(&self) -> Option<&'a StorageFacts> {
+        self.survey.storages.get(&self.disk.disk.storage)
+    }
+
+    /// The cluster's fsid.
+    pub fn fsid(&self) -> &str {
+        &self.target.fsid
+    }
+
+    /// Whether `repair` would change the image if this node's kernel did not have it mapped.
+    pub fn wants_change_unmapped(&self) -> bool {
+        let own: Vec<&str> = self
+            .mapped
+            .known()
+            .into_iter()
+            .flatten()
+            .map(|mapping| mapping.client_address.as_str())
+            .collect();
+        let mut facts = self.facts.clone();
+        if let Reading::Known(watchers) = &mut facts.watchers {
+            watchers.retain(|watcher| !own.contains(&watcher.address.as_str()));
+        }
+        let mapped = Reading::Known(Vec::new());
+        let forbidden =
+            self.guest_forbidden.clone().or_else(|| gate::image_forbids(&self.spec, &facts, &mapped));
+        let unmapped = Image {
+            facts: &facts,
+            mapped,
+            forbidden,
+            guest_forbidden: self.guest_forbidden.clone(),
+            spec: self.spec.clone(),
+            settings: self.settings.clone(),
+            target: self.target.clone(),
+            ..*self
+        };
+        features::findings(&unmapped).iter().any(|finding| finding.remedy.kind == RemedyKind::Automatic)
+    }
+
+    /// The kernel opens it.
+    pub fn by_kernel(&self) -> bool {
+        self.disk.disk.access == Access::Krbd
+    }
+
+    /// This node's kernel.
+    pub fn kernel(&self) -> &'a KernelFacts {
+        &self.survey.node.kernel
+    }
+
+    /// A finding whose remedy is these changes: automatic where the gate lets them pass and the settings allow
+    /// them, else for a person, with the reason why.
+    pub fn mend(&self, finding: Finding, allowed: bool, changes: Vec<Change>) -> Finding {
+        let actions: Vec<Action> =
+            changes.into_iter().map(|change| Action { target: self.target.clone(), change }).collect();
+        let commands: Vec<String> = actions.iter().map(Action::command_line).collect();
+        let text = finding.remedy.text.clone();
+        let mut finding = match self.why_not(&actions, allowed) {
+            Some(why) => {
+                let mut finding = finding.remedy(RemedyKind::Manual, text);
+                finding.remedy.refused = self.forbidden.is_some();
+                finding.remedy.withheld = Some(why);
+                finding
+            }
+            None => {
+                let mut finding = finding.remedy(RemedyKind::Automatic, text);
+                finding.remedy.actions = actions;
+                finding
+            }
+        };
+        finding.remedy.commands.extend(commands);
+        finding
+    }
+
+    /// Why changes are not made by `repair`; `None` if they are.
+    fn why_not(&self, actions: &[Action], allowed: bool) -> Option<String> {
+        let by_settings = || (!allowed).then(|| "the settings do not allow it (`change:`)".to_owned());
+        let by_failure = || {
+            let failed = actions.iter().find_map(|action| self.gave_up(action))?;
+            Some(format!("it was tried and failed: {}", failed.1))
+        };
+        let is_rebuild = |action: &Action| matches!(action.change, Change::RebuildObjectMap { .. });
+        let later =
+            self.scope == Scope::AfterStop && !self.disk.disk.before_hook && !actions.iter().all(is_rebuild);
+        let by_scope = || later.then(|| "the next start does it".to_owned());
+        self.forbidden.clone().or_else(by_settings).or_else(by_scope).or_else(by_failure)
+    }
+
+    /// What this run has done on this image since its last change that was made: what failed before that one
+    /// may have failed because of what it mended.
+    pub fn recent(&self) -> Vec<&'a ActionReport> {
+        let of_image = |report: &&ActionReport| {
+            report.action.target.spec == self.spec && report.action.target.fsid == self.target.fsid
+        };
+        let all: Vec<&ActionReport> = self.survey.history.iter().filter(of_image).collect();
+        let since = all.iter().rposition(|report| report.done()).map_or(0, |last| last + 1);
+        all[since..].to_vec()
+    }
+
+    /// The features that this run has taken off the image, and whether it has put them back.
+    pub fn reset_so_far(&self) -> (Option<Features>, bool) {
+        let done = self.survey.history.iter().filter(|r| r.done() && r.action.target.spec == self.spec);
+        let mut so_far = (None, false);
+        for report in done {
+            match &report.action.change {
+                Change::DisableFeatures { features } if features.contains(Features::EXCLUSIVE_LOCK) => {
+                    so_far = (Some(*features), false);
+                }
+                Change::EnableFeatures { features } if so_far.0.is_some_and(|off| features.contains(off)) => {
+                    so_far.1 = true;
+                }
+                _ => {}
+            }
+        }
+        so_far
+    }
+
+    /// The last failure of a change that is not to be tried again in this run.
+    pub fn gave_up(&self, action: &Action) -> Option<(Option<i32>, &'a str)> {
+        let failures: Vec<_> = self
+            .recent()
+            .into_iter()
+            .filter(|r| r.action == *action)
+            .filter_map(ActionReport::failure)
+            .collect();
+        let last = *failures.last()?;
+        (failures.len() >= tries(action, last.0)).then_some(last)
+    }
+
+    /// A change of this image, as an action.
+    pub fn action(&self, change: Change) -> Action {
+        Action { target: self.target.clone(), change }
+    }
+
+    /// A command line for a person, with PVE's arguments for this storage.
+    pub fn rbd(&self, arguments: &[&str]) -> String {
+        Command::new("rbd").args(&self.target.rbd_arguments).args(arguments).display()
+    }
+}
+
+/// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
+/// reason (Ceph PR 66581; a watcher that is dying), and a map that got no answer may get one the next time.
+fn tries(action: &Action, errno: Option<i32>) -> usize {
+    let known = errno.map(Errno::from_raw);
+    match (&action.change, known) {
+        (Change::Map { .. }, None | Some(Errno::ETIMEDOUT | Errno::EIO)) => 3,
+        (_, Some(Errno::EINVAL | Errno::ETIMEDOUT)) => 2,
+        _ => 1,
+    }
+}
+
+/// What there is to say of an image that was not found or not read.
+pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
+    let spec = disk.spec().map(|spec| spec.to_string()).unwrap_or_default();
+    let finding = match &disk.reading {
+        None | Some(ImageReading::Found(_)) => return Vec::new(),
+        Some(ImageReading::ImageMissing) if disk.disk.role == Role::Cloudinit => {
+            let detail = format!("no image {spec}; PVE makes a new one at the start");
+            Finding::new(Code::ImageMissing, detail).severity(Severity::Note).remedy(RemedyKind::None, "")
+        }
+        Some(ImageReading::ImageMissing) => Finding::new(Code::ImageMissing, format!("no image {spec}")),
+        Some(ImageReading::PoolMissing) => {
+            Finding::new(Code::PoolMissing, format!("no pool {}", disk.disk.pool))
+        }
+        Some(ImageReading::NamespaceMissing) => {
+            let namespace = disk.disk.namespace.as_deref().unwrap_or_default();
+            Finding::new(
+                Code::NamespaceMissing,
+                format!("no namespace {namespace} in pool {}", disk.disk.pool),
+            )
+        }
+        Some(ImageReading::ParentMissing(failure)) => Finding::new(Code::ParentMissing, failure.to_string()),
+        // A cluster that does not answer is told once, not for every image.
+        Some(ImageReading::Unknown(_)) if survey.cluster_of(disk).is_none_or(|c| c.known().is_none()) => {
+            return Vec::new();
+        }
+        Some(ImageReading::Unknown(failure)) if failure.errno == Some(Errno::ETIMEDOUT as i32) => {
+            Finding::new(Code::ClusterUnreachable, failure.to_string())
+                .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
+        }
+        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string()),
+    };
+    vec![finding]
+}
+
+/// What there is to say of an image as a whole.
+pub fn findings(image: &Image) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(unread(image));
+    findings.extend(mirroring(image));
+    findings.extend(migration(image));
+    findings
+}
+
+/// Facts that could not be read and that decide nothing here by themselves; watchers have a code of their own.
+fn unread(image: &Image) -> Option<Finding> {
+    let mut unknown = Vec::new();
+    let facts = image.facts;
+    known(&facts.flags, &mut unknown);
+    known(&facts.snapshots, &mut unknown);
+    known(&facts.lock, &mut unknown);
+    known(&facts.parents, &mut unknown);
+    known(&facts.mirroring, &mut unknown);
+    known(&facts.migration, &mut unknown);
+    (!unknown.is_empty()).then(|| Finding::new(Code::FactsIncomplete, unknown.join("; ")))
+}
+
+fn mirroring(image: &Image) -> Option<Finding> {
+    let mirroring = image.facts.mirroring.known().and_then(Option::as_ref);
+    let demoted =
+        image.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary);
+    if demoted {
+        let mode = mirroring.map_or("unknown mode", |m| m.mode.as_str());
+        let command = image.rbd(&["mirror", "image", "promote", &image.spec.image]);
+        return Some(
+            Finding::new(Code::ImageNonPrimary, format!("mirrored by {mode}, non-primary here"))
+                .commands([command]),
+        );
+    }
+    let mirroring = mirroring?;
+    let detail = format!("mirrored by {}, {}, primary here", mirroring.mode, mirroring.state);
+    let blocked = image.by_kernel() && image.facts.features.contains(Features::JOURNALING);
+    let finding = Finding::new(Code::ImageMirrored, detail);
+    Some(if blocked {
+        finding.severity(Severity::Blocker).remedy(
+            RemedyKind::Manual,
+            "the mirroring needs the journal, and no kernel maps a journaled image: set `krbd 0` on the storage, \
+             or mirror the image by snapshots",
+        )
+    } else {
+        finding
+    })
+}
+
+/// The kernel maps no image under migration; librbd opens one that is prepared.
+fn migration(image: &Image) -> Option<Finding> {
+    let state = image.facts.migration.known().and_then(Option::as_ref);
+    if state.is_none() && !image.facts.features.contains(Features::MIGRATING) {
+        return None;
+    }
+    let detail = format!("state: {}", state.map_or("migrating", String::as_str));
+    let commands = ["execute", "commit"].map(|step| image.rbd(&["migration", step, &image.spec.image]));
+    let finding = Finding::new(Code::ImageMigrating, detail).commands(commands);
+    Some(if image.by_kernel() { finding } else { finding.severity(Severity::Warning) })
+}

@@ -1,0 +1,130 @@
+//! Who has the image open, who owns its lock, and whether that owner is still there.
+
+use crate::action::{Change, LockOwner};
+use crate::ceph::alive::watcher_of;
+use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
+use crate::ceph::features::Features;
+use crate::ceph::image::{ImageFacts, ImageReading, Locker, Watcher};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::gate::external_locker;
+use crate::diagnose::image::Image;
+use crate::kernel::Mapping;
+use crate::kernel::blocklist::entry_of;
+use crate::reading::Reading;
+use crate::survey::DiskFacts;
+use nix::errno::Errno;
+
+/// Findings about the image's users and its lock.
+pub fn findings(image: &Image) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = in_use(image).into_iter().collect();
+    if let Reading::Known(lock) = &image.facts.lock {
+        match external_locker(lock) {
+            Some(locker) => findings.push(external(image, locker)),
+            None => findings.extend(stale(image)),
+        }
+    }
+    findings
+}
+
+/// Somebody else has the image open. A guest that runs, or that another node owns, is expected to.
+fn in_use(image: &Image) -> Option<Finding> {
+    let survey = image.survey;
+    if survey.guest.node != survey.node.name || survey.node.running == Reading::Known(true) {
+        return None;
+    }
+    let watchers = match &image.facts.watchers {
+        Reading::Known(watchers) => watchers,
+        Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
+    };
+    let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
+    let others: Vec<&Watcher> = watchers.iter().filter(|w| !is_own(w, own)).collect();
+    if others.is_empty() {
+        return None;
+    }
+    let detail = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
+    let blocklist = survey.cluster_of(image.disk).and_then(Reading::known).and_then(|c| c.blocklist.known());
+    let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
+    let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
+    let command = image.rbd(&["status", &image.spec.image]);
+    Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
+}
+
+/// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.
+fn client(image: &Image, watcher: &Watcher) -> String {
+    let lockers = image.facts.lock.known().map_or(&[][..], |lock| lock.lockers.as_slice());
+    let owns = lockers.iter().any(|l| watcher_of(l, std::slice::from_ref(watcher)).is_some());
+    let lock = if owns { ", it owns the exclusive lock" } else { "" };
+    let node = image.survey.node.whereabouts.get(&watcher.address);
+    let node = node.map(|node| format!(" ({node})")).unwrap_or_default();
+    format!("client.{} at {}{node}{lock}", watcher.client, watcher.address)
+}
+
+/// The watch of this node's own mapping: the kernel's client has one address for all its mappings.
+fn is_own(watcher: &Watcher, mapped: &[Mapping]) -> bool {
+    mapped.iter().any(|mapping| mapping.client_address == watcher.address)
+}
+
+/// A lock set by hand stops whoever needs the exclusive lock; PVE gives every krbd disk that feature.
+fn external(image: &Image, locker: &Locker) -> Finding {
+    let needs_lock = image.by_kernel() || image.facts.features.contains(Features::EXCLUSIVE_LOCK);
+    let detail = format!("{} at {}, id \"{}\"", locker.client, locker.address, locker.cookie);
+    let command = image.rbd(&["lock", "ls", &image.spec.image]);
+    let finding = Finding::new(Code::LockExternal, detail).commands([command]);
+    if needs_lock { finding } else { finding.severity(Severity::Warning) }
+}
+
+/// The owner of a lock whose watch is gone, if the image is such a one.
+fn dead_owner(facts: &ImageFacts) -> Option<&Locker> {
+    let (lock, watchers) = (facts.lock.known()?, facts.watchers.known()?);
+    if external_locker(lock).is_some() {
+        return None;
+    }
+    lock.lockers.iter().find(|locker| watcher_of(locker, watchers).is_none())
+}
+
+/// Whether the disk's image has a lock that will have to be broken at the start.
+pub fn is_stale(disk: &DiskFacts) -> bool {
+    match &disk.reading {
+        Some(ImageReading::Found(facts)) => dead_owner(facts).is_some(),
+        _ => false,
+    }
+}
+
+fn stale(image: &Image) -> Option<Finding> {
+    let owner = dead_owner(image.facts)?;
+    if !image.facts.features.contains(Features::EXCLUSIVE_LOCK) {
+        return None;
+    }
+    let detail = format!("{} at {} has no watch on the image", owner.client, owner.address);
+    let change = Change::BreakLock { owner: LockOwner::from(owner) };
+    let gave_up = image.gave_up(&image.action(change.clone()));
+    let refused = [Some(Errno::EACCES as i32), Some(Errno::EPERM as i32)];
+    let may_not = caps_of(image).is_some_and(|caps| !may_blocklist(caps));
+    if may_not || gave_up.is_some_and(|(errno, _)| refused.contains(&errno)) {
+        return Some(not_permitted(image, &detail));
+    }
+    Some(image.mend(Finding::new(Code::LockStale, detail), image.settings.change.locks, vec![change]))
+}
+
+fn caps_of<'a>(image: &Image<'a>) -> Option<&'a Caps> {
+    image.storage()?.caps.as_ref()?.known()
+}
+
+/// krbd and librbd both put a dead owner on the blocklist before they break its lock.
+pub fn not_permitted(image: &Image, detail: &str) -> Finding {
+    let user = image.storage().map_or("admin", |storage| storage.connection.user.as_str());
+    let finding = Finding::new(
+        Code::LockBreakNotPermitted,
+        format!("{detail}; client.{user} may not blocklist its owner"),
+    );
+    match caps_of(image) {
+        Some(caps) => finding.commands([caps_command(user, caps)]),
+        None => {
+            let storages = image.storage().map(|storage| &storage.section);
+            finding
+                .remedy(RemedyKind::Manual, template_remark(user))
+                .commands([caps_template(user, storages)])
+        }
+    }
+}

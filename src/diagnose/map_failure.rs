@@ -1,0 +1,117 @@
+//! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
+
+use crate::action::{ActionReport, Change};
+use crate::ceph::features::Features;
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::image::Image;
+use crate::diagnose::lock;
+use crate::kernel::messages::{KernelMessage, parse};
+use nix::errno::Errno;
+
+/// What the last failed map of an image has come to, if it was not followed by a change that may have mended it. While
+/// there is a try left, that is its remedy: `next` is how the image would be mapped now.
+pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
+    let failed = last_failure(image)?;
+    let (errno, message) = failed.failure()?;
+    let said: Vec<KernelMessage> =
+        failed.kernel_log.iter().filter_map(|line| parse(line)).map(|line| line.message).collect();
+    let detail = match failed.kernel_log.as_slice() {
+        [] => message.to_owned(),
+        lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
+    };
+    Some(match cause(errno.map(Errno::from_raw), &said) {
+        Code::LockBreakNotPermitted => lock::not_permitted(image, &detail),
+        Code::ObjectMapBroken => broken_object_map(image, detail),
+        code @ (Code::ClusterUnreachable | Code::LockDying) => {
+            try_again(image, Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()), next)
+        }
+        Code::NodeClientBlocklisted | Code::MapFailed => {
+            try_again(image, Finding::new(Code::MapFailed, detail), next)
+        }
+        code => Finding::new(code, detail).severity(code.severity().max(Severity::Blocker)),
+    })
+}
+
+/// The finding with another try as its remedy, or as it is if there is none left.
+fn try_again(image: &Image, finding: Finding, next: &Change) -> Finding {
+    let tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    if tried.remedy.kind == RemedyKind::Automatic { tried } else { finding }
+}
+
+/// This node's kernel client was found dead by a map, whatever sysfs and the blocklist say.
+pub fn client_is_dead(image: &Image) -> bool {
+    last_failure(image)
+        .and_then(ActionReport::failure)
+        .is_some_and(|(errno, _)| errno == Some(Errno::ESHUTDOWN as i32))
+}
+
+fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
+    let maps = image.recent().into_iter().filter(|r| matches!(r.action.change, Change::Map { .. }));
+    maps.rev().find(|report| report.failure().is_some())
+}
+
+/// The true cause, from what the kernel said and from the errno (`drivers/block/rbd.c`).
+fn cause(errno: Option<Errno>, said: &[KernelMessage]) -> Code {
+    use KernelMessage as M;
+    let told = said.iter().rev().find_map(|message| match message {
+        M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
+        M::PostAcquireFailed { .. } | M::ObjectMapSizeMismatch => Some(Code::ObjectMapBroken),
+        M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => Some(Code::LockExternal),
+        M::PeerKeepsLock => Some(Code::InUseElsewhere),
+        M::UnsupportedFeatures { features } if features.contains(Features::MIGRATING) => {
+            Some(Code::ImageMigrating)
+        }
+        M::UnsupportedFeatures { .. } => Some(Code::FeaturesUnsupported),
+        M::PoolMissing { .. } => Some(Code::PoolMissing),
+        M::ImageMissing { .. } => Some(Code::ImageMissing),
+        M::ParentChainTooLong => Some(Code::ParentChainTooDeep),
+        M::NoOwnerAnswers => Some(Code::LockDying),
+        M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
+        _ => None,
+    });
+    told.unwrap_or(match errno {
+        Some(Errno::ESHUTDOWN) => Code::NodeClientBlocklisted,
+        Some(Errno::EBUSY) => Code::LockExternal,
+        Some(Errno::EROFS) => Code::InUseElsewhere,
+        Some(Errno::ENXIO) => Code::FeaturesUnsupported,
+        Some(Errno::ETIMEDOUT) => Code::ClusterUnreachable,
+        _ => Code::MapFailed,
+    })
+}
+
+/// A rebuild makes the object map anew; it is tried once.
+fn broken_object_map(image: &Image, detail: String) -> Finding {
+    let rebuild = Change::RebuildObjectMap { snapshot: None };
+    let action = image.action(rebuild.clone());
+    let finding = Finding::new(Code::ObjectMapBroken, detail);
+    if image.survey.history.iter().any(|report| report.action == action) {
+        return finding;
+    }
+    image.mend(finding, image.settings.change.object_map, vec![rebuild])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_words_come_before_the_errno() {
+        let line = |text: &str| parse(text).map(|line| line.message).into_iter().collect::<Vec<_>>();
+        for (errno, text, code) in [
+            (108, "", Code::NodeClientBlocklisted),
+            (13, "rbd: rbd0: failed to blocklist client4127: -13", Code::LockBreakNotPermitted),
+            (2, "rbd: rbd0: post-acquire action failed: -2", Code::ObjectMapBroken),
+            (22, "rbd: rbd0: object map size mismatch: 2 vs 1", Code::ObjectMapBroken),
+            (16, "rbd: rbd0: locked by external mechanism, tag x", Code::LockExternal),
+            (30, "rbd: rbd0: peer will not release lock", Code::InUseElsewhere),
+            (6, "rbd: image a: image uses unsupported features: 0x40", Code::FeaturesUnsupported),
+            (6, "rbd: image a: image uses unsupported features: 0x200", Code::ImageMigrating),
+            (110, "rbd: rbd0: no lock owners detected", Code::LockDying),
+            (110, "", Code::ClusterUnreachable),
+            (5, "", Code::MapFailed),
+        ] {
+            assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text)), code, "{errno} {text}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What this node's kernel has mapped, through which client, and what came of mapping more.
+
+use crate::action::{Action, ActionReport, Change, Target};
+use crate::ceph::cluster::BlocklistEntry;
+use crate::ceph::image::Spec;
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::image::Image;
+use crate::diagnose::map_failure;
+use crate::kernel::Mapping;
+use crate::kernel::blocklist::is_unshared;
+use crate::kernel::holders::Holder;
+use crate::policy::Scope;
+use crate::reading::Reading;
+use crate::survey::Survey;
+use std::collections::BTreeSet;
+
+/// Findings about this node's kernel clients, for every cluster that the guest's disks lie in.
+pub fn node_findings(survey: &Survey, forbidden: Option<String>) -> Vec<Finding> {
+    let addresses: BTreeSet<&str> =
+        survey.dead_mappings().map(|(mapping, _)| mapping.client_address.as_str()).collect();
+    addresses.into_iter().map(|address| client_finding(survey, address, forbidden.clone())).collect()
+}
+
+/// One dead client: since it lives as long as one image is mapped through it, either all of them go or none.
+fn client_finding(survey: &Survey, address: &str, forbidden: Option<String>) -> Finding {
+    let dead = survey.dead_mappings().filter(|(mapping, _)| mapping.client_address == address);
+    let (mappings, entries): (Vec<&Mapping>, Vec<&BlocklistEntry>) = dead.unzip();
+    let until = entries.first().map(|entry| entry.until.as_str()).unwrap_or_default();
+    let told: Vec<String> = mappings.iter().map(|mapping| told(survey, mapping)).collect();
+    let detail = format!(
+        "client at {address}, on the blocklist until {until}; mapped through it: {}",
+        told.join("; ")
+    );
+    let mut finding = Finding::new(Code::NodeClientBlocklisted, detail);
+    let unmaps: Vec<Action> = mappings.iter().map(|mapping| unmap(mapping)).collect();
+    let kept: Vec<String> = mappings.iter().filter_map(|mapping| kept(survey, mapping)).collect();
+    finding.remedy.commands = unmaps.iter().map(Action::command_line).collect();
+    if !kept.is_empty() {
+        finding.remedy.withheld = Some(format!("the dead client cannot be let go: {}", kept.join("; ")));
+        finding.remedy.text =
+            "this guest's disks get a kernel client of their own (noshare); guests that run on the dead one cannot write: \
+             shut each down and start it again"
+                .to_owned();
+        finding.remedy.commands.clear();
+        return finding;
+    }
+    if let Some(why) = forbidden {
+        finding.remedy.withheld = Some(why);
+        return finding;
+    }
+    let gave_up = unmaps.iter().find_map(|action| {
+        survey.history.iter().filter(|report| report.action == *action).find_map(ActionReport::failure)
+    });
+    match gave_up {
+        Some((_, message)) => finding.remedy.withheld = Some(format!("it was tried and failed: {message}")),
+        None => {
+            finding = finding.remedy(
+                RemedyKind::Automatic,
+                "unmap all that is left over of it; the next map makes a new client",
+            );
+            finding.remedy.actions = unmaps;
+        }
+    }
+    finding
+}
+
+/// `/dev/rbd0 rbd/vm-100-disk-0 (guest 100, running)`.
+fn told(survey: &Survey, mapping: &Mapping) -> String {
+    let spec = Spec::of_mapping(mapping);
+    let guests = survey.node.mapping_users.get(&mapping.id).map(|users| &users.guests);
+    let guests: Vec<String> = guests
+        .into_iter()
+        .flatten()
+        .map(|(vmid, running)| match running {
+            Reading::Known(true) => format!("guest {vmid}, running: its disk is dead"),
+            Reading::Known(false) => format!("guest {vmid}, not running"),
+            Reading::Unknown(_) => format!("guest {vmid}"),
+        })
+        .collect();
+    let named = if guests.is_empty() { "no guest of this node".to_owned() } else { guests.join(", ") };
+    format!("/dev/rbd{} {spec} ({named})", mapping.id)
+}
+
+/// Any mapping of this node can be unmapped by its device alone, whichever storage it came by.
+fn unmap(mapping: &Mapping) -> Action {
+    let target = Target {
+        storage: String::new(),
+        fsid: mapping.fsid.clone(),
+        spec: Spec::of_mapping(mapping),
+        rbd_arguments: Vec::new(),
+    };
+    Action { target, change: Change::Unmap { device: mapping.id } }
+}
+
+/// Why a mapping is not a leftover; `None` if it is one: nothing has it open and no guest that names it runs.
+fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
+    let device = format!("/dev/rbd{}", mapping.id);
+    let Some(users) = survey.node.mapping_users.get(&mapping.id) else {
+        return Some(format!("it is not known who uses {device}"));
+    };
+    let running = users.guests.iter().find_map(|(vmid, running)| match running {
+        Reading::Known(false) => None,
+        Reading::Known(true) => Some(format!("guest {vmid} runs on {device}")),
+        Reading::Unknown(failure) => Some(format!("it is not known whether guest {vmid} runs: {failure}")),
+    });
+    let open = match &users.holders {
+        Reading::Known(holders) if holders.is_empty() => None,
+        Reading::Known(holders) => Some(format!("{device} is open: {}", listed(holders))),
+        Reading::Unknown(failure) => Some(format!("it is not known what has {device} open: {failure}")),
+    };
+    running.or(open)
+}
+
+fn listed(holders: &[Holder]) -> String {
+    holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Findings about the mappings of one image, and about mapping it.
+pub fn findings(image: &Image, map: bool) -> Vec<Finding> {
+    if !image.by_kernel() {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    let mapped = image.mapped.known().map_or(&[][..], Vec::as_slice);
+    if image.survey.node.running != Reading::Known(true) {
+        findings.extend(mapped.iter().map(|mapping| of_mapping(image, mapping, map)));
+    }
+    if mapped.is_empty() {
+        let step_round = shared_client_is_dead(image);
+        let next = next_map(image, step_round);
+        findings.extend(map_failure::finding(image, &next));
+        if let (true, Some(failure)) = (map, &image.kernel().load_failure) {
+            findings.push(Finding::new(Code::KernelModuleMissing, failure.clone()));
+        } else if map || step_round {
+            findings.push(not_mapped(image, next, map));
+        }
+    } else if map && image.disk.linked_device.is_none() {
+        let device = mapped.first().map(|mapping| mapping.id).unwrap_or_default();
+        findings.push(Finding::new(Code::UdevLinkMissing, format!("mapped as /dev/rbd{device}")));
+    }
+    findings
+}
+
+/// The guest does not run, and its image is mapped: left over, or mapped by PVE a moment ago.
+fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
+    let device = format!("/dev/rbd{}, client at {}", mapping.id, mapping.client_address);
+    let dead = image.survey.dead_mappings().find(|(dead, _)| dead.id == mapping.id);
+    let kept = kept(image.survey, mapping);
+    let finding = match (&dead, busy(image.survey, mapping)) {
+        (Some((_, entry)), _) => {
+            let detail = format!("{device}, on the blocklist until {}", entry.until);
+            Finding::new(Code::MappingDead, detail)
+        }
+        (None, Some((severity, holders))) => {
+            Finding::new(Code::MappingBusy, format!("{device}: {holders}")).severity(severity)
+        }
+        (None, None) => Finding::new(Code::MappingLeftover, device),
+    };
+    let action = unmap(mapping);
+    let command = action.command_line();
+    // A healthy mapping is what PVE wants to find when the guest is about to start, unless it hides something.
+    // One with a client of its own is there because the shared client is dead.
+    let on_purpose = is_unshared(mapping) && shared_client_is_dead(image);
+    let wanted = dead.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let just_made =
+        image.survey.history.iter().any(|r| r.done() && matches!(r.action.change, Change::Map { .. }));
+    let why_not = (image.guest_forbidden.clone())
+        .or(kept)
+        .or_else(|| {
+            (image.scope == Scope::InHook && image.disk.disk.before_hook)
+                .then(|| "PVE has opened it for this start".to_owned())
+        })
+        .or_else(|| (!wanted || just_made).then(|| "PVE uses it for the start".to_owned()))
+        .or_else(|| image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}")));
+    let mut finding = match why_not {
+        Some(why) if finding.code == Code::MappingLeftover => {
+            let mut finding = Finding::new(Code::MappedHere, format!("{}; {why}", finding.detail));
+            finding.remedy.kind = RemedyKind::None;
+            return finding;
+        }
+        Some(why) => {
+            let mut finding = finding;
+            finding.remedy.kind = RemedyKind::Manual;
+            finding.remedy.withheld = Some(why);
+            finding
+        }
+        None => {
+            let mut finding = finding;
+            finding.remedy.kind = RemedyKind::Automatic;
+            finding.remedy.actions = vec![action];
+            finding
+        }
+    };
+    finding.remedy.commands.push(command);
+    finding
+}
+
+/// What has the device open while the guest does not run. A volume group that the node has activated is a nuisance;
+/// a process or a mount is a second user of the disk.
+fn busy(survey: &Survey, mapping: &Mapping) -> Option<(Severity, String)> {
+    let holders = survey.node.mapping_users.get(&mapping.id)?.holders.known()?;
+    let harmless = holders.iter().all(|holder| matches!(holder, Holder::Block { .. }));
+    let severity = if harmless { Severity::Warning } else { Severity::Unsafe };
+    (!holders.is_empty()).then(|| (severity, listed(holders)))
+}
+
+/// The kernel client that a plain map of the image would share is dead, and something keeps it alive.
+fn shared_client_is_dead(image: &Image) -> bool {
+    let survey = image.survey;
+    survey.dead_mappings().any(|(mapping, _)| {
+        !is_unshared(mapping) && mapping.fsid == image.fsid() && kept(survey, mapping).is_some()
+    })
+}
+
+/// How the image is mapped next: as PVE would map it, or with a kernel client of its own.
+fn next_map(image: &Image, step_round: bool) -> Change {
+    let rxbounce = image.disk.disk.krbd_storage && image.survey.guest.is_windows();
+    Change::Map { noshare: step_round || map_failure::client_is_dead(image), rxbounce }
+}
+
+/// The image is to be mapped: for a start, or because PVE's own map would fail and there is a way round that. It stays
+/// mapped for PVE.
+fn not_mapped(image: &Image, next: Change, map: bool) -> Finding {
+    let mut finding = Finding::new(Code::NotMapped, "");
+    if !map {
+        finding = finding.severity(Severity::Blocker);
+        finding.summary =
+            "a plain map of the image ends with 108, since this node's kernel client is dead".to_owned();
+        finding.remedy.text =
+            "map it with a kernel client of its own (noshare), and leave it mapped for PVE".to_owned();
+    }
+    image.mend(finding, true, vec![next])
+}

@@ -1,0 +1,94 @@
+//! What is wrong with what was seen. Pure: no clock, no file, no socket.
+
+pub mod code;
+pub mod finding;
+pub mod gate;
+
+mod cluster;
+pub(crate) mod features;
+mod guest;
+pub(crate) mod image;
+pub mod lock;
+mod map_failure;
+mod mapping;
+mod parents;
+
+use crate::policy::Policy;
+use crate::reading::Reading;
+use crate::survey::{DiskFacts, Survey};
+use code::Severity;
+use finding::{Finding, RemedyKind};
+use image::Image;
+
+/// Everything there is to say of a survey, the gravest first, then in the order of the guest's disks.
+pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
+    let mut findings = guest::findings(survey);
+    findings.extend(cluster::findings(survey));
+    findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
+    for disk in &survey.disks {
+        findings.extend(of_disk(survey, policy, disk));
+    }
+    for finding in &mut findings {
+        let disk = survey.disks.iter().find(|d| Some(&d.disk.key) == finding.disk.as_ref());
+        let ignored = policy.ignored(disk.map(|d| d.disk.storage.as_str()));
+        if finding.severity > Severity::Warning && ignored.contains(&finding.code) {
+            finding.severity = Severity::Warning;
+            finding.ignored = true;
+        }
+    }
+    if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
+        // A guest that will not start needs no disk mapped.
+        let maps = findings.iter_mut().filter(|finding| finding.code == code::Code::NotMapped);
+        maps.for_each(|finding| finding.remedy.withhold("the guest will not start".to_owned()));
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+/// Why nothing may be done to this node's leftovers; `None` if it may.
+fn forbidden_here(survey: &Survey, policy: &Policy) -> Option<String> {
+    let storages = survey.storages.keys().map(String::as_str);
+    let by_settings = storages.filter_map(|storage| policy.forbids(storage)).next();
+    by_settings.or_else(|| gate::guest_forbids(survey))
+}
+
+/// What there is to say of one disk.
+fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
+    let mut findings = image::reading_findings(survey, disk);
+    if let Some(image) = Image::of(survey, policy, disk) {
+        findings.extend(image::findings(&image));
+        findings.extend(features::findings(&image));
+        findings.extend(parents::findings(&image));
+        findings.extend(lock::findings(&image));
+        findings.extend(mapping::findings(&image, policy.map));
+    }
+    if disk.disk.before_hook && findings.iter().any(|finding| finding.severity > Severity::Note) {
+        findings.push(Finding::new(code::Code::CloudinitBeforeHook, String::new()));
+    }
+    let plainly_wrong = disk.disk.pve_drops.as_ref().is_some_and(|dropped| !dropped.unknown_option);
+    for finding in &mut findings {
+        finding.disk = Some(disk.disk.key.clone());
+        finding.image = disk.spec().map(|spec| spec.to_string());
+        if plainly_wrong {
+            only_warn(finding);
+        }
+    }
+    findings
+}
+
+/// A line that PVE drops cannot stop a start, and its image is not this guest's to change.
+fn only_warn(finding: &mut Finding) {
+    finding.severity = finding.severity.min(Severity::Warning);
+    finding.remedy.withhold("PVE does not see this disk".to_owned());
+}
+
+/// The value of a reading, or a place to complain about it.
+fn known<'a, T>(reading: &'a Reading<T>, unknown: &mut Vec<String>) -> Option<&'a T> {
+    match reading {
+        Reading::Known(value) => Some(value),
+        Reading::Unknown(failure) => {
+            unknown.push(failure.to_string());
+            None
+        }
+    }
+}

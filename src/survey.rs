@@ -1,0 +1,149 @@
+//! The survey: everything that was seen of a guest, as one plain value.
+
+mod gather;
+
+pub use gather::gather;
+
+use crate::action::ActionReport;
+use crate::ceph::caps::Caps;
+use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
+use crate::ceph::image::{ImageReading, Spec};
+use crate::kernel::blocklist::entry_of;
+use crate::kernel::holders::Holder;
+use crate::kernel::{KernelFacts, Mapping};
+use crate::pve::connection::Connection;
+use crate::pve::guest::{Disk, Guest};
+use crate::pve::storage::RbdStorage;
+use crate::reading::Reading;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The version of the saved form.
+pub const SCHEMA: u32 = 1;
+
+/// Everything that was seen of a guest at one time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When it was taken, seconds since 1970.
+    pub taken_at: u64,
+    /// This node.
+    pub node: NodeFacts,
+    /// The guest.
+    pub guest: Guest,
+    /// The rbd storages that the guest's disks lie on, by id.
+    pub storages: BTreeMap<String, StorageFacts>,
+    /// The clusters, one per connection.
+    pub clusters: Vec<Reading<ClusterFacts>>,
+    /// The guest's disks and what Ceph says of each.
+    pub disks: Vec<DiskFacts>,
+    /// What this run has done so far, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<ActionReport>,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// The PVE cluster has quorum.
+    pub quorate: Reading<bool>,
+    /// The guest runs here.
+    pub running: Reading<bool>,
+    /// The kernel.
+    pub kernel: KernelFacts,
+    /// Who uses what is mapped here, by the mapping's number.
+    #[serde(default)]
+    pub mapping_users: BTreeMap<u32, MappingUsers>,
+    /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`.
+    #[serde(default)]
+    pub whereabouts: BTreeMap<String, String>,
+}
+
+/// Who uses a mapping of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingUsers {
+    /// What holds the device open.
+    pub holders: Reading<Vec<Holder>>,
+    /// Guests of this node whose configs name the image, and whether each runs.
+    pub guests: BTreeMap<u32, Reading<bool>>,
+}
+
+/// A storage and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageFacts {
+    /// The section of storage.cfg.
+    pub section: RbdStorage,
+    /// How PVE reaches it.
+    pub connection: Connection,
+    /// Index into [`Survey::clusters`].
+    pub cluster: usize,
+    /// What its user may do; only looked for where a lock is to be broken.
+    #[serde(default)]
+    pub caps: Option<Reading<Caps>>,
+}
+
+/// A disk and what Ceph says of its image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFacts {
+    /// The disk in the guest's config.
+    #[serde(flatten)]
+    pub disk: Disk,
+    /// What Ceph says; `None` where there is no image to look for.
+    pub reading: Option<ImageReading>,
+    /// The device that PVE's link to the image leads to: `rbd0`.
+    #[serde(default)]
+    pub linked_device: Option<String>,
+    /// Other guests whose configs name the same image.
+    pub shared_with: Vec<u32>,
+}
+
+impl Survey {
+    /// Where this node's kernel has the disk's image mapped, snapshots left aside: those are read-only.
+    /// The same pool and image name in another cluster is another image.
+    pub fn mapped(&self, disk: &DiskFacts) -> Reading<Vec<Mapping>> {
+        let fsid = self.cluster_of(disk).and_then(Reading::known).map(|cluster| &cluster.fsid);
+        let id = match &disk.reading {
+            Some(ImageReading::Found(facts)) => Some(&facts.id),
+            _ => None,
+        };
+        // The name is the one at the time of the map; a rename keeps the id.
+        let same_image = |m: &Mapping| {
+            Some(&m.image) == disk.disk.image.as_ref() || (id.is_some() && m.image_id.as_ref() == id)
+        };
+        let is_disk = |m: &&Mapping| {
+            m.snapshot.is_none()
+                && Some(&m.fsid) == fsid
+                && m.pool == disk.disk.pool
+                && m.namespace == disk.disk.namespace
+                && same_image(m)
+        };
+        match &self.node.kernel.mappings {
+            Reading::Known(all) => Reading::Known(all.iter().filter(is_disk).cloned().collect()),
+            Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
+        }
+    }
+
+    /// Mappings of this node whose kernel client is on the blocklist, each with the entry that says so.
+    pub fn dead_mappings(&self) -> impl Iterator<Item = (&Mapping, &BlocklistEntry)> {
+        let mappings = self.node.kernel.mappings.known().into_iter().flatten();
+        mappings.filter_map(|mapping| {
+            let cluster = self.clusters.iter().filter_map(Reading::known).find(|c| c.fsid == mapping.fsid)?;
+            Some((mapping, entry_of(&mapping.client_address, cluster.blocklist.known()?)?))
+        })
+    }
+
+    /// What is known of the cluster that a disk lies in.
+    pub fn cluster_of(&self, disk: &DiskFacts) -> Option<&Reading<ClusterFacts>> {
+        self.clusters.get(self.storages.get(&disk.disk.storage)?.cluster)
+    }
+}
+
+impl DiskFacts {
+    /// The disk's image; `None` where PVE cannot parse the volume's name.
+    pub fn spec(&self) -> Option<Spec> {
+        Spec::of(&self.disk)
+    }
+}

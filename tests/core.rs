@@ -1,0 +1,510 @@
+//! The pure core: from a survey to findings, actions and a verdict, without Ceph and without Proxmox VE.
+
+#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
+
+use rbd_preflight::action::{Action, Change};
+use rbd_preflight::diagnose::code::Severity;
+use rbd_preflight::diagnose::diagnose;
+use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
+use rbd_preflight::plan::plan;
+use rbd_preflight::policy::Policy;
+use rbd_preflight::settings::Settings;
+use rbd_preflight::survey::Survey;
+use rbd_preflight::verdict::{Verdict, exit_code, verdict};
+use serde_json::{Value, json};
+
+/// A healthy VM 516 with one krbd disk, as a saved survey.
+fn healthy() -> Value {
+    json!({
+        "schema": 1,
+        "taken_at": 1_795_000_000,
+        "node": {
+            "name": "pve1",
+            "quorate": { "known": true },
+            "running": { "known": false },
+            "kernel": {
+                "release": "6.14.8-2-pve", "version": [6, 14], "module_loaded": true,
+                "supported": { "known": ["layering", "striping", "exclusive-lock", "object-map", "fast-diff",
+                                         "deep-flatten", "data-pool", "operations"] },
+                "mappings": { "known": [] },
+            },
+        },
+        "guest": {
+            "vmid": 516, "kind": "qemu", "node": "pve1", "name": "xds-dev-516", "lock": null, "template": false,
+            "hookscript": null, "ostype": "l26", "disks": [], "refusals": [], "notes": [],
+        },
+        "storages": { "ceph": {
+            "section": { "id": "ceph", "pool": "rbd", "namespace": null, "data_pool": null, "krbd": true,
+                         "username": null, "monhost": null, "content": ["images"], "nodes": null, "disabled": false },
+            "connection": { "conf": "/etc/pve/ceph.conf", "mon_host": null, "user": "admin",
+                            "keyring": "/etc/pve/priv/ceph/ceph.keyring" },
+            "cluster": 0,
+        } },
+        "clusters": [{ "known": {
+            "fsid": "f", "blocklist": { "known": [] },
+            "health": { "known": { "status": "HEALTH_OK", "checks": [] } },
+            "default_features": { "known": ["layering"] }, "blocklist_expire_seconds": { "known": 0 },
+        } }],
+        "disks": [disk("scsi0", "krbd")],
+    })
+}
+
+fn disk(key: &str, access: &str) -> Value {
+    json!({
+        "key": key, "volid": format!("ceph:vm-516-disk-{key}"), "storage": "ceph", "pool": "rbd", "namespace": null,
+        "image": format!("vm-516-disk-{key}"), "krbd_storage": access == "krbd", "access": access, "role": "disk",
+        "pve_drops": null, "shared_with": [],
+        "reading": { "found": {
+            "id": "1", "format": 2, "size": 4194304, "object_size": 4194304, "objects": 1,
+            "features": ["layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"],
+            "op_features": { "known": [] },
+            "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } },
+            "snapshots": { "known": [] },
+            "lock": { "known": { "tag": "", "exclusive": true, "lockers": [] } },
+            "watchers": { "known": [] }, "parents": { "known": [] },
+            "mirroring": { "known": null }, "migration": { "known": null },
+        } },
+    })
+}
+
+/// The facts of the first disk's image.
+fn facts(survey: &mut Value) -> &mut Value {
+    &mut survey["disks"][0]["reading"]["found"]
+}
+
+fn unknown() -> Value {
+    json!({ "unknown": { "what": "read it", "errno": 5, "message": "Input/output error" } })
+}
+
+fn watcher() -> Value {
+    json!({ "address": "10.0.0.2:0/77", "client": 4242, "cookie": 94_000_000_000_001_u64 })
+}
+
+/// The exclusive lock of the watcher above.
+fn lock() -> Value {
+    json!({ "tag": "internal", "exclusive": true, "lockers": [
+        { "client": "client.4242", "cookie": "auto 94000000000001", "address": "10.0.0.2:0/77" } ] })
+}
+
+struct Seen {
+    findings: Vec<Finding>,
+    actions: Vec<Action>,
+}
+
+impl Seen {
+    fn severity(&self, code: &str) -> Option<Severity> {
+        self.findings.iter().find(|f| f.code.name() == code).map(|f| f.severity)
+    }
+    fn kind(&self, code: &str) -> Option<RemedyKind> {
+        self.findings.iter().find(|f| f.code.name() == code).map(|f| f.remedy.kind)
+    }
+    fn verdict(&self) -> Verdict {
+        verdict(&self.findings)
+    }
+    fn changes(&self) -> Vec<&Change> {
+        self.actions.iter().map(|action| &action.change).collect()
+    }
+}
+
+fn policy(settings: &str) -> Policy {
+    Policy::new(Settings::parse([("config.yaml", settings)]).unwrap().for_guest(516, ["ceph"]))
+}
+
+fn see(survey: &Value) -> Seen {
+    see_with(survey, &policy(""))
+}
+
+fn see_with(survey: &Value, policy: &Policy) -> Seen {
+    let survey: Survey = serde_json::from_value(survey.clone()).unwrap();
+    let findings = diagnose(&survey, policy);
+    let actions = plan(&findings, policy);
+    Seen { findings, actions }
+}
+
+/// A survey with everything wrong that repair can mend.
+fn mendable() -> Value {
+    let mut survey = healthy();
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock", "journaling"]);
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    survey
+}
+
+#[test]
+fn a_healthy_guest_is_ready() {
+    let seen = see(&healthy());
+    assert!(seen.findings.is_empty(), "{:?}", seen.findings);
+    assert_eq!(seen.verdict(), Verdict::Ready);
+    assert_eq!(exit_code(&seen.findings) as u8, 0);
+}
+
+#[test]
+fn what_can_be_mended_is_mended_in_a_valid_order() {
+    let seen = see(&mendable());
+    assert_eq!(seen.verdict(), Verdict::Repairable);
+    assert_eq!(exit_code(&seen.findings) as u8, 3, "journaling stops the map");
+    let names: Vec<String> = seen.changes().iter().map(|c| format!("{c:?}")).collect();
+    let kinds: Vec<&str> = names.iter().map(|n| n.split([' ', '{']).next().unwrap()).collect();
+    assert_eq!(kinds, ["BreakLock", "DisableFeatures", "EnableFeatures", "RebuildObjectMap"]);
+}
+
+/// Safety rules 1, 2, 4, 5 and 6: none of these states may be changed, whatever else is wrong.
+#[test]
+fn no_safety_rule_lets_a_change_through() {
+    type Spoil = fn(&mut Value);
+    let forbidding: [(&str, Spoil); 22] = [
+        ("live watcher", |s| facts(s)["watchers"] = json!({ "known": [watcher()] })),
+        ("watchers unknown", |s| facts(s)["watchers"] = unknown()),
+        ("lock unknown", |s| facts(s)["lock"] = unknown()),
+        ("lock set by hand", |s| facts(s)["lock"]["known"]["tag"] = json!("backup")),
+        ("shared lock", |s| facts(s)["lock"]["known"]["exclusive"] = json!(false)),
+        ("odd cookie", |s| facts(s)["lock"]["known"]["lockers"][0]["cookie"] = json!("mine")),
+        ("migrating", |s| facts(s)["migration"] = json!({ "known": "prepared" })),
+        ("migration unknown", |s| facts(s)["migration"] = unknown()),
+        ("journal-mirrored", |s| {
+            facts(s)["mirroring"] =
+                json!({ "known": { "mode": "journal", "state": "enabled", "primary": true } })
+        }),
+        ("non-primary", |s| {
+            facts(s)["mirroring"] =
+                json!({ "known": { "mode": "snapshot", "state": "enabled", "primary": false } })
+        }),
+        ("mirroring unknown", |s| facts(s)["mirroring"] = unknown()),
+        ("mapped here", |s| {
+            s["node"]["kernel"]["mappings"] = json!({ "known": [{
+                "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null,
+                "fsid": "f", "client_address": "10.0.0.1:0/1", "client": 1,
+            }] })
+        }),
+        ("mappings unknown", |s| s["node"]["kernel"]["mappings"] = unknown()),
+        ("guest runs", |s| s["node"]["running"] = json!({ "known": true })),
+        ("running unknown", |s| s["node"]["running"] = unknown()),
+        ("no quorum", |s| s["node"]["quorate"] = json!({ "known": false })),
+        ("quorum unknown", |s| s["node"]["quorate"] = unknown()),
+        ("other node's guest", |s| s["guest"]["node"] = json!("pve2")),
+        ("migrate lock", |s| s["guest"]["lock"] = json!("migrate")),
+        ("a lock nobody knows", |s| s["guest"]["lock"] = json!("new-in-pve-12")),
+        ("template", |s| s["guest"]["template"] = json!(true)),
+        ("a name like an option", |s| s["disks"][0]["image"] = json!("-1-keyring=x")),
+    ];
+    assert!(!see(&mendable()).actions.is_empty());
+    for (name, spoil) in forbidding {
+        let mut survey = mendable();
+        spoil(&mut survey);
+        let seen = see(&survey);
+        assert!(seen.actions.is_empty(), "{name}: {:?}", seen.actions);
+        let automatic = seen.findings.iter().find(|f| f.remedy.kind == RemedyKind::Automatic);
+        assert!(automatic.is_none(), "{name}: {automatic:?}");
+    }
+}
+
+#[test]
+fn an_ordinary_lock_on_the_config_does_not_forbid() {
+    for lock in ["backup", "suspended"] {
+        let mut survey = mendable();
+        survey["guest"]["lock"] = json!(lock);
+        assert!(!see(&survey).actions.is_empty(), "{lock}");
+    }
+}
+
+#[test]
+fn a_mapping_of_the_same_name_in_another_cluster_is_another_image() {
+    let mut survey = mendable();
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [{
+        "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null,
+        "fsid": "another", "client_address": "10.0.0.1:0/1", "client": 1,
+    }] });
+    assert!(!see(&survey).actions.is_empty());
+}
+
+#[test]
+fn a_live_writer_is_unsafe_locked_or_not() {
+    for lock in [lock(), json!({ "tag": "", "exclusive": true, "lockers": [] })] {
+        let mut survey = healthy();
+        facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+        facts(&mut survey)["lock"] = json!({ "known": lock });
+        let seen = see(&survey);
+        assert_eq!(seen.verdict(), Verdict::Refused);
+        assert_eq!(seen.severity("lock-stale"), None);
+        assert_eq!(exit_code(&seen.findings) as u8, 4);
+    }
+}
+
+#[test]
+fn a_running_guest_may_watch_its_own_images() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    survey["node"]["running"] = json!({ "known": true });
+    assert_eq!(see(&survey).verdict(), Verdict::Ready);
+}
+
+#[test]
+fn unknown_watchers_are_never_taken_for_none() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = unknown();
+    assert_eq!(see(&survey).verdict(), Verdict::Unknown);
+}
+
+#[test]
+fn a_lock_is_stale_only_without_a_matching_watch() {
+    let mut survey = healthy();
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    assert_eq!(see(&survey).kind("lock-stale"), Some(RemedyKind::Automatic));
+    let mut other = watcher();
+    other["cookie"] = json!(5);
+    facts(&mut survey)["watchers"] = json!({ "known": [other] });
+    let seen = see(&survey);
+    assert_eq!(seen.kind("lock-stale"), Some(RemedyKind::Manual), "somebody else watches");
+    assert_eq!(seen.verdict(), Verdict::Refused);
+}
+
+#[test]
+fn a_lock_break_that_was_forbidden_is_told_with_its_cause() {
+    let mut survey = healthy();
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    let action = json!(see(&survey).actions[0]);
+    survey["history"] =
+        json!([{ "action": action, "result": "failed", "errno": 13, "message": "Permission denied" }]);
+    let seen = see(&survey);
+    assert!(seen.actions.is_empty());
+    assert_eq!(seen.severity("lock-break-not-permitted"), Some(Severity::Blocker));
+}
+
+#[test]
+fn a_change_that_failed_is_not_tried_for_ever() {
+    let mut survey = mendable();
+    let actions: Vec<Value> = see(&survey).actions.iter().map(|a| json!(a)).collect();
+    let failed = |errno: i32, times: usize| -> Vec<Value> {
+        let one = |a: &Value| json!({ "action": a, "result": "failed", "errno": errno, "message": "no" });
+        actions.iter().flat_map(|a| vec![one(a); times]).collect()
+    };
+    survey["history"] = json!(failed(30, 1));
+    assert!(see(&survey).actions.is_empty());
+    survey["history"] = json!(failed(22, 1));
+    assert!(!see(&survey).actions.is_empty(), "22 may be a passing one");
+    survey["history"] = json!(failed(22, 2));
+    assert!(see(&survey).actions.is_empty());
+}
+
+#[test]
+fn journaling_stays_under_librbd_and_where_mirrored() {
+    let mut survey = healthy();
+    survey["disks"] = json!([disk("scsi0", "librbd")]);
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock", "journaling"]);
+    let seen = see(&survey);
+    assert_eq!(seen.verdict(), Verdict::Ready);
+    assert!(seen.actions.is_empty());
+
+    let mut survey = healthy();
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock", "journaling"]);
+    facts(&mut survey)["mirroring"] =
+        json!({ "known": { "mode": "journal", "state": "enabled", "primary": true } });
+    let seen = see(&survey);
+    assert_eq!(seen.severity("image-mirrored"), Some(Severity::Blocker));
+    assert_eq!(seen.severity("journaling-on-krbd"), None);
+    assert!(seen.actions.is_empty());
+}
+
+#[test]
+fn a_flagged_object_map_is_rebuilt_head_and_named_snapshots() {
+    let mut survey = healthy();
+    let invalid = json!({ "known": { "object_map_invalid": true, "fast_diff_invalid": true } });
+    facts(&mut survey)["flags"] = invalid.clone();
+    facts(&mut survey)["snapshots"] = json!({ "known": [
+        { "id": 4, "name": "before-upgrade", "namespace": "user", "flags": invalid, "protected": false },
+        { "id": 5, "name": "x", "namespace": "trash", "flags": invalid, "protected": false },
+        { "id": 6, "name": "fine", "namespace": "user", "protected": false,
+          "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } } },
+    ] });
+    let seen = see(&survey);
+    assert_eq!(
+        seen.changes(),
+        [
+            &Change::RebuildObjectMap { snapshot: None },
+            &Change::RebuildObjectMap { snapshot: Some("before-upgrade".into()) }
+        ]
+    );
+    assert_eq!(exit_code(&seen.findings) as u8, 0, "it does not stop a start");
+}
+
+#[test]
+fn old_kernels_get_what_pve_sets_for_them() {
+    let mut survey = healthy();
+    survey["node"]["kernel"]["release"] = json!("4.15.0-pve");
+    survey["node"]["kernel"]["version"] = json!([4, 15]);
+    survey["node"]["kernel"]["supported"] =
+        json!({ "known": ["layering", "striping", "exclusive-lock", "data-pool"] });
+    let seen = see(&survey);
+    let [Change::DisableFeatures { features }] = seen.changes()[..] else { panic!("{:?}", seen.changes()) };
+    assert_eq!(features.to_string(), "exclusive-lock, object-map, fast-diff, deep-flatten");
+}
+
+#[test]
+fn the_settings_hold_changes_back() {
+    for (settings, left) in [
+        ("mode: check", 0),
+        ("change: { features: false, journaling: false, object_map: false, locks: false }", 0),
+        ("change: { locks: false }", 3),
+        ("storages: { ceph: { mode: check } }", 0),
+        ("storages: { other: { mode: check } }", 4),
+        ("guests: { 516: { mode: check } }", 0),
+    ] {
+        assert_eq!(see_with(&mendable(), &policy(settings)).actions.len(), left, "{settings}");
+    }
+}
+
+#[test]
+fn an_ignored_finding_stops_nothing_and_changes_nothing() {
+    let mut survey = mendable();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    let seen =
+        see_with(&survey, &policy("guests: { 516: { ignore: [in-use-elsewhere, journaling-on-krbd] } }"));
+    assert_eq!(seen.severity("in-use-elsewhere"), Some(Severity::Warning));
+    assert_eq!(exit_code(&seen.findings) as u8, 0);
+    assert!(seen.actions.is_empty());
+}
+
+#[test]
+fn a_line_that_pve_drops_can_only_warn() {
+    let mut survey = mendable();
+    survey["disks"][0]["pve_drops"] = json!({ "why": "cache=bogus", "unknown_option": false });
+    let seen = see(&survey);
+    assert!(seen.actions.is_empty());
+    assert_eq!(exit_code(&seen.findings) as u8, 0);
+    survey["disks"][0]["pve_drops"] = json!({ "why": "newer=1", "unknown_option": true });
+    assert_eq!(see(&survey).actions.len(), 4, "a newer PVE may know the option");
+}
+
+#[test]
+fn a_survey_survives_being_saved() {
+    let survey: Survey = serde_json::from_value(mendable()).unwrap();
+    let text = serde_json::to_string(&survey).unwrap();
+    assert_eq!(serde_json::from_str::<Survey>(&text).unwrap(), survey);
+}
+
+/// The last rung of `start`: off, on, rebuilt, in that order, on images that nobody watches, and only once.
+#[test]
+fn a_feature_reset_takes_off_and_puts_back_once() {
+    let mut policy = policy("");
+    policy.reset = true;
+    for access in ["krbd", "librbd"] {
+        let mut survey = healthy();
+        survey["disks"] = json!([disk("scsi0", access)]);
+        let seen = see_with(&survey, &policy);
+        let [disable, enable, rebuild] = seen.changes()[..] else { panic!("{:?}", seen.changes()) };
+        assert!(
+            matches!((disable, enable), (Change::DisableFeatures { features: a }, Change::EnableFeatures { features: b })
+            if a == b && a.to_string() == "exclusive-lock, object-map, fast-diff")
+        );
+        assert_eq!(rebuild, &Change::RebuildObjectMap { snapshot: None });
+
+        // Interrupted after the first step: what was taken off is put back.
+        let done = |action: &Action| json!({ "action": action, "result": "done", "duration_ms": 1 });
+        survey["history"] = json!([done(&seen.actions[0])]);
+        facts(&mut survey)["features"] = json!(["layering", "deep-flatten"]);
+        let next = see_with(&survey, &policy);
+        assert_eq!(next.changes()[0], enable, "{access}");
+
+        survey["history"] = json!([done(&seen.actions[0]), done(&seen.actions[1]), done(&seen.actions[2])]);
+        facts(&mut survey)["features"] = healthy()["disks"][0]["reading"]["found"]["features"].clone();
+        assert!(see_with(&survey, &policy).actions.is_empty(), "{access}: once is enough");
+
+        survey["history"] = json!([]);
+        facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+        assert!(see_with(&survey, &policy).actions.is_empty(), "{access}: somebody watches");
+    }
+}
+
+#[test]
+fn disks_are_mapped_last_and_only_if_the_guest_will_start() {
+    let mut policy = policy("");
+    policy.map = true;
+    let seen = see_with(&mendable(), &policy);
+    assert!(
+        matches!(seen.changes()[..], [.., Change::Map { noshare: false, rxbounce: false }]),
+        "{:?}",
+        seen.changes()
+    );
+    let mut survey = healthy();
+    survey["guest"]["ostype"] = json!("win11");
+    let windows = see_with(&survey, &policy);
+    assert_eq!(windows.changes(), [&Change::Map { noshare: false, rxbounce: true }]);
+
+    let mut survey = healthy();
+    survey["disks"] = json!([disk("scsi0", "krbd"), disk("scsi1", "krbd"), disk("scsi2", "librbd")]);
+    assert_eq!(see_with(&survey, &policy).actions.len(), 2, "librbd disks are never mapped");
+    survey["disks"][1]["reading"]["found"]["watchers"] = json!({ "known": [watcher()] });
+    assert!(
+        see_with(&survey, &policy).actions.is_empty(),
+        "a guest that will not start needs no disk mapped"
+    );
+}
+
+/// A dead kernel client that something still uses is stepped round; one that nothing uses is let go.
+#[test]
+fn a_dead_kernel_client_is_unmapped_or_stepped_round() {
+    let mut policy = policy("");
+    policy.map = true;
+    let mut survey = healthy();
+    survey["clusters"][0]["known"]["blocklist"] =
+        json!({ "known": [{ "address": "10.0.0.1:0/5", "until": "2026-11-23T06:00", "range": false }] });
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [{
+        "id": 7, "pool": "rbd", "namespace": null, "image": "vm-600-disk-0", "snapshot": null, "fsid": "f",
+        "client_address": "10.0.0.1:0/5", "client": 5, "options": "name=admin,key=client.admin rbd vm-600-disk-0 -",
+    }] });
+    let users =
+        |holders: Value, running: Value| json!({ "7": { "holders": holders, "guests": { "600": running } } });
+    let no = json!({ "known": false });
+    survey["node"]["mapping_users"] = users(json!({ "known": [] }), no.clone());
+    let left_over = see_with(&survey, &policy);
+    assert_eq!(
+        left_over.changes(),
+        [&Change::Map { noshare: false, rxbounce: false }, &Change::Unmap { device: 7 }],
+        "image by image; act unmaps first"
+    );
+    let process = json!({ "known": [{ "process": { "device": "rbd7",
+        "process": { "pid": 1, "command": "kvm", "guest": 600 } } }] });
+    for users in [
+        users(process, json!({ "known": true })),
+        users(json!({ "known": [] }), json!({ "known": true })),
+        users(unknown(), no),
+        users(json!({ "known": [] }), unknown()),
+        json!({}),
+    ] {
+        survey["node"]["mapping_users"] = users;
+        let seen = see_with(&survey, &policy);
+        assert_eq!(seen.changes(), [&Change::Map { noshare: true, rxbounce: false }]);
+        assert_eq!(seen.severity("node-client-blocklisted"), Some(Severity::Warning));
+        // By hand too: a plain map by PVE would end with 108.
+        let by_hand = see(&survey);
+        assert_eq!(by_hand.kind("not-mapped"), Some(RemedyKind::Automatic));
+        assert_eq!((by_hand.verdict(), exit_code(&by_hand.findings) as u8), (Verdict::Repairable, 3));
+        assert_eq!(by_hand.changes(), [&Change::Map { noshare: true, rxbounce: false }]);
+    }
+    let mut librbd = survey.clone();
+    librbd["disks"] = json!([disk("scsi0", "librbd")]);
+    assert_eq!(see(&librbd).severity("node-client-blocklisted"), Some(Severity::Warning));
+}
+
+/// A map that got no answer is tried again, three times in all; what cannot get better is not.
+#[test]
+fn maps_are_tried_again_while_that_may_help() {
+    let mut policy = policy("");
+    policy.map = true;
+    let mut survey = healthy();
+    let action = json!(see_with(&survey, &policy).actions[0]);
+    for (errno, tries) in [(json!(null), 3), (json!(110), 3), (json!(6), 1), (json!(13), 1), (json!(16), 1)] {
+        for failed in 1..=3_usize {
+            let failure = json!({ "action": action, "result": "failed", "errno": errno, "message": "no" });
+            survey["history"] = json!(vec![failure; failed]);
+            let seen = see_with(&survey, &policy);
+            assert_eq!(seen.actions.len(), usize::from(failed < tries), "{errno} {failed}");
+            assert_eq!(exit_code(&seen.findings) as u8, 3, "{errno} {failed}");
+        }
+    }
+    // The shared client is dead, though nothing else says so: the next try has a client of its own.
+    survey["history"] =
+        json!([{ "action": action, "result": "failed", "errno": 108, "message": "shutdown" }]);
+    let seen = see_with(&survey, &policy);
+    assert_eq!(seen.changes(), [&Change::Map { noshare: true, rxbounce: false }]);
+}
