@@ -1,0 +1,291 @@
+//! One change: locked against other runs, justified by a fresh look, in the journal before and after.
+
+use crate::act::rule::Rule;
+use crate::act::run_lock::{Busy, Holder, Name, RunLock};
+use crate::action::{Action, ActionReport, ActionResult, Change, is_same_image};
+use crate::ceph::image::{ImageFacts, ImageReading, Locker};
+use crate::ceph::lock::{NotBroken, break_stale_lock};
+use crate::clock::now;
+use crate::journal::{Intent, Journal, RunId};
+use crate::kernel::device;
+use crate::kernel::kmsg::{self, LogLine};
+use crate::kernel::messages::{self, About};
+use crate::process::{Outcome, Runner, Status, Stream};
+use crate::root::Root;
+use crate::survey::Survey;
+use anyhow::Result;
+use nix::errno::Errno;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// How long to wait for another run that is at the same image.
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long udev may take to make the link to a device.
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What it takes to make a change.
+pub struct Hands<'a> {
+    /// Where the journal and the locks are.
+    pub root: &'a Root,
+    /// The guest that it is done for.
+    pub vmid: u32,
+    /// This run, for the journal.
+    pub run: &'a RunId,
+    /// What justifies it.
+    pub rule: &'a dyn Rule,
+    /// Runs `rbd`.
+    pub runner: &'a (dyn Runner + Sync),
+    /// The time that is left for one command.
+    pub time_limit: Duration,
+}
+
+impl Hands<'_> {
+    /// Makes changes if a fresh look at their images still asks for them: one, or several maps or unmaps at once. `look` reads
+    /// the images anew; `progress` is given what a rebuild says of itself, in percent.
+    pub fn carry_out(
+        &self,
+        batch: &[Action],
+        look: &dyn Fn() -> Result<Survey>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Vec<ActionReport> {
+        self.try_carry_out(batch, look, progress).unwrap_or_else(|error| {
+            let why = format!("{error:#}");
+            let result = if error.is::<Busy>() { ActionResult::Busy { why } } else { withheld(why) };
+            batch.iter().map(|action| ActionReport::new(action.clone(), result.clone())).collect()
+        })
+    }
+
+    fn try_carry_out(
+        &self,
+        batch: &[Action],
+        look: &dyn Fn() -> Result<Survey>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<ActionReport>> {
+        let holder = Holder { pid: std::process::id(), vmid: Some(self.vmid) };
+        let patience = LOCK_PATIENCE.min(self.time_limit);
+        let _locks = RunLock::acquire_all(self.root, batch.iter().map(lock_name), holder, patience)?;
+        let survey = look()?;
+        let wanted = self.rule.wanted(&survey);
+        let asked = |action: &Action| {
+            wanted.iter().any(|fresh| is_same_image(fresh, action) && fresh.change == action.change)
+        };
+        let log = kmsg::mark(self.root).ok().filter(|_| batch.iter().any(Action::is_kernels));
+        let mut reports: Vec<ActionReport> = std::thread::scope(|scope| {
+            let made = batch.iter().map(|action| {
+                let asked = asked(action);
+                let survey = &survey;
+                scope.spawn(move || match asked {
+                    true => self.make(action, survey, progress),
+                    false => withheld(self.not_wanted(survey, action)),
+                })
+            });
+            let threads: Vec<_> = made.collect();
+            let results = threads.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|_| withheld("rbd-preflight itself failed; see stderr".into()))
+            });
+            batch
+                .iter()
+                .cloned()
+                .zip(results)
+                .map(|(action, result)| ActionReport::new(action, result))
+                .collect()
+        });
+        self.judge_again(&mut reports, look);
+        if let Some(mut log) = log {
+            attribute(&log.since().unwrap_or_default(), &mut reports);
+        }
+        Ok(reports)
+    }
+
+    /// Why a change that was planned is no longer wanted.
+    fn not_wanted(&self, survey: &Survey, action: &Action) -> String {
+        let why = self.rule.why_not(survey, action);
+        why.unwrap_or_else(|| "a fresh look at the image no longer asks for it".to_owned())
+    }
+
+    /// One change that a fresh look has asked for: in the journal before it is made, and after.
+    fn make(&self, action: &Action, survey: &Survey, progress: &(dyn Fn(u64) + Sync)) -> ActionResult {
+        let journal = Journal::open(self.root);
+        let begun = Instant::now();
+        let intent = self.intent(action, image_of(survey, action));
+        let ticket = match journal.intent(self.run, now().as_secs(), intent) {
+            Ok(ticket) => ticket,
+            Err(error) => return withheld(format!("{error:#}")),
+        };
+        let result = match &action.change {
+            Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
+            _ => self.run(action, progress),
+        };
+        let result = with_duration(result, begun.elapsed());
+        // The change is made: a journal that cannot be written now is no reason to say that it was not.
+        if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
+            log::error!("{}: the change was made, but {error:#}", action.target.spec);
+        }
+        log::info!("guest {}: {}: {result:?}", self.vmid, action.command_line());
+        result
+    }
+
+    /// A watcher that died less than 30 s ago cannot be told of a feature change, which is made all the same: `rbd`
+    /// ends with 110, and only another look tells.
+    fn judge_again(&self, reports: &mut [ActionReport], look: &dyn Fn() -> Result<Survey>) {
+        for report in reports {
+            let timed_out = report.failure().is_some_and(|(errno, _)| errno == Some(Errno::ETIMEDOUT as i32));
+            if timed_out && made(&report.action, look) {
+                report.result = done();
+            }
+        }
+    }
+
+    fn intent(&self, action: &Action, facts: Option<&ImageFacts>) -> Intent {
+        let before = facts.map(|f| json!({ "features": f.features, "flags": f.flags, "lock": f.lock }));
+        Intent {
+            action: json!(action),
+            guest: Some(self.vmid),
+            image: Some(action.target.spec.to_string()),
+            before: before.unwrap_or_default(),
+            command: Some(action.command_line()),
+            undoes: self.rule.undoes().cloned(),
+        }
+    }
+
+    fn break_lock(&self, survey: &Survey, action: &Action, owner: &Locker) -> ActionResult {
+        let Some(storage) = survey.storages.get(&action.target.storage) else {
+            return withheld("its storage is gone from storage.cfg".into());
+        };
+        match break_stale_lock(&storage.connection, &action.target.spec, owner, self.time_limit) {
+            Ok(()) => done(),
+            Err(not_broken) => not_broken_result(&not_broken),
+        }
+    }
+
+    fn run(&self, action: &Action, progress: &(dyn Fn(u64) + Sync)) -> ActionResult {
+        let Some(command) = action.command() else { return withheld("there is no command for it".into()) };
+        let command = command.deadline(self.time_limit);
+        let mut watch = |stream, bytes: &[u8]| {
+            if let (Stream::Stderr, Some(percent)) = (stream, percent(bytes)) {
+                progress(percent);
+            }
+        };
+        match self.runner.run_watched(&command, &mut watch) {
+            Ok(outcome) if outcome.success() => {
+                if matches!(action.change, Change::Map { .. }) {
+                    await_link(self.root, action);
+                }
+                done()
+            }
+            Ok(outcome) => failed(&outcome),
+            Err(error) => ActionResult::Failed { errno: None, message: format!("{error:#}") },
+        }
+    }
+}
+
+/// The lock between runs that a change needs: its image's.
+fn lock_name(action: &Action) -> Name {
+    let spec = &action.target.spec;
+    Name::image(&action.target.fsid, &spec.pool, spec.namespace.as_deref(), &spec.image)
+}
+
+/// udev makes the link that PVE looks for shortly after the map.
+fn await_link(root: &Root, action: &Action) {
+    let until = Instant::now() + LINK_PATIENCE;
+    while device::linked(root, &action.target.fsid, &action.target.spec).is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Gives each failed change of the kernel's what the kernel said meanwhile, less what it said of the other images.
+/// What it says of a disk by number may be another's: the number of a map that failed is not known.
+fn attribute(log: &[LogLine], reports: &mut [ActionReport]) {
+    let images: Vec<String> = reports.iter().map(|r| r.action.target.spec.image.clone()).collect();
+    for report in reports.iter_mut().filter(|r| r.action.is_kernels() && !r.done()) {
+        let own = &report.action.target.spec.image;
+        let others = |line: &&LogLine| match messages::parse(&line.text).map(|line| line.about) {
+            Some(About::Image(image)) => image != *own && images.contains(&image),
+            _ => false,
+        };
+        report.kernel_log = log.iter().filter(|line| !others(line)).map(|line| line.text.clone()).collect();
+    }
+}
+
+/// A refusal of our own is no failure: nothing was tried.
+fn not_broken_result(not_broken: &NotBroken) -> ActionResult {
+    match not_broken {
+        NotBroken::MayNotBlocklist(failure)
+        | NotBroken::HeldExternally(failure)
+        | NotBroken::BlocklistExpiry(failure)
+        | NotBroken::Failed(failure) => {
+            ActionResult::Failed { errno: failure.errno, message: failure.to_string() }
+        }
+        NotBroken::Changed(_)
+        | NotBroken::Watched(_)
+        | NotBroken::External(_)
+        | NotBroken::NoExclusiveLock => withheld(not_broken.to_string()),
+    }
+}
+
+/// A feature change is made if the image's features say so.
+fn made(action: &Action, look: &dyn Fn() -> Result<Survey>) -> bool {
+    let Ok(survey) = look() else { return false };
+    let Some(facts) = image_of(&survey, action) else { return false };
+    match &action.change {
+        Change::DisableFeatures { features } => !facts.features.intersects(*features),
+        Change::EnableFeatures { features } => facts.features.contains(*features),
+        _ => false,
+    }
+}
+
+fn image_of<'a>(survey: &'a Survey, action: &Action) -> Option<&'a ImageFacts> {
+    let disk = survey.disks.iter().find(|disk| disk.spec().as_ref() == Some(&action.target.spec))?;
+    match &disk.reading {
+        Some(ImageReading::Found(facts)) => Some(facts),
+        _ => None,
+    }
+}
+
+/// What `rbd` says of a rebuild: `Object Map Rebuild: 10% complete...`.
+fn percent(bytes: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(bytes);
+    let before = text.rsplit_once("% complete")?.0;
+    before.rsplit(' ').next()?.parse().ok()
+}
+
+fn failed(outcome: &Outcome) -> ActionResult {
+    let last = outcome.stderr_tail.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    let message = match outcome.status {
+        Status::Exit(code) => format!("exit {code}: {last}"),
+        status => format!("{status} after {} s: {last}", outcome.duration.as_secs()),
+    };
+    ActionResult::Failed { errno: outcome.errno(), message }
+}
+
+fn withheld(why: String) -> ActionResult {
+    ActionResult::Withheld { why }
+}
+
+fn done() -> ActionResult {
+    ActionResult::Done { duration_ms: 0 }
+}
+
+fn with_duration(result: ActionResult, took: Duration) -> ActionResult {
+    match result {
+        ActionResult::Done { .. } => {
+            ActionResult::Done { duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_what_rbd_writes() {
+        assert_eq!(
+            percent(b"\rObject Map Rebuild: 10% complete...\rObject Map Rebuild: 35% complete..."),
+            Some(35)
+        );
+        assert_eq!(percent(b"2026-11-23T05:00 librbd: something"), None);
+    }
+}

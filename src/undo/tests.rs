@@ -1,0 +1,102 @@
+use super::past::{self, Past};
+use crate::ceph::features::Features;
+use crate::history::runs;
+use crate::journal::{Phase, Record, RunId, SCHEMA};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// One step: enable or disable these features, on an image that has those, with this result.
+type Step = (bool, u64, u64, Value);
+
+fn past(steps: &[Step]) -> Past {
+    let record = |number: usize, (on, features, before, result): &Step| Record {
+        schema: SCHEMA,
+        run: RunId("r".into()),
+        step: u32::try_from(number).unwrap(),
+        at: 0,
+        phase: if result.is_null() { Phase::Intent } else { Phase::Outcome },
+        action: json!({
+            "target": { "storage": "s", "fsid": "f", "rbd_arguments": [],
+                        "spec": { "pool": "rbd", "namespace": null, "image": "i" } },
+            "change": if *on { "enable-features" } else { "disable-features" },
+            "features": Features(*features),
+        }),
+        guest: Some(516),
+        image: Some("rbd/i".into()),
+        before: json!({ "features": Features(*before) }),
+        command: None,
+        undoes: None,
+        result: result.clone(),
+        duration_ms: None,
+    };
+    let records: Vec<Record> = steps.iter().enumerate().map(|(n, step)| record(n, step)).collect();
+    past::of(&runs(&records, &|_| false)[0]).remove(0)
+}
+
+fn done() -> Value {
+    json!({ "result": "done", "duration_ms": 1 })
+}
+
+fn failed(errno: i32) -> Value {
+    json!({ "result": "failed", "errno": errno, "message": "" })
+}
+
+#[test]
+fn the_target_is_what_stood_before_in_what_the_run_changed() {
+    let past = past(&[(false, 0x40, 0x45, done()), (true, 0x18, 0x5, done())]);
+    let present = Features(0x1d);
+    assert_eq!((past.touched, past.target(present)), (Features(0x58), Features(0x45)));
+    for (there, on_the_way) in [(0x1d, true), (0x5, true), (0x45, true), (0xd, false), (0x5d, false)] {
+        assert_eq!(past.changed_since(Features(there)).is_none(), on_the_way, "{there:#x}");
+    }
+    assert_eq!(past.changed_since(Features(0x4d)), Some((Features(0x40), Features(0x10))));
+    let other = Features(0x13d);
+    assert_eq!(past.changed_since(other), None, "what the run did not touch may change");
+    assert_eq!(past.target(other), Features(0x165));
+}
+
+#[test]
+fn a_change_that_failed_or_was_not_made_is_no_change() {
+    for result in
+        [failed(22), json!({ "result": "withheld", "why": "" }), json!({ "result": "busy", "why": "" })]
+    {
+        assert!(past(&[(true, 0x1c, 0x1, result)]).touched.is_empty());
+    }
+}
+
+#[test]
+fn of_a_change_that_may_have_been_made_the_image_tells() {
+    for result in [Value::Null, failed(110)] {
+        let past = past(&[(true, 0x1c, 0x1, result)]);
+        assert_eq!(past.target(Features(0x1d)), Features(0x1));
+        assert_eq!([0x1d, 0x1].map(|there| past.changed_since(Features(there))), [None, None]);
+    }
+}
+
+#[test]
+fn object_map_and_fast_diff_come_together() {
+    assert_eq!(past(&[(true, 0x8, 0x5, done())]).touched, Features(0x18));
+}
+
+/// A set of changeable features that Ceph allows.
+fn valid() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0x0_u64), Just(0x4), Just(0x1c), Just(0x44), Just(0x5c)].prop_map(|set| set | 1)
+}
+
+proptest! {
+    /// Whatever two changes a run makes, undoing it leads over allowed sets back to where it began.
+    #[test]
+    fn undoing_leads_back_over_sets_that_ceph_allows(a in valid(), b in valid()) {
+        let (goes, comes) = (a & !b, b & !a);
+        let steps: Vec<Step> = [(false, goes, a, done()), (true, comes, a & !goes, done())]
+            .into_iter()
+            .filter(|step| step.1 != 0)
+            .collect();
+        prop_assume!(!steps.is_empty());
+        let past = past(&steps);
+        let target = past.target(Features(b));
+        prop_assert_eq!(target, Features(a));
+        prop_assert_eq!(past.changed_since(Features(b & a)), None);
+        prop_assert!([0x1, 0x5, 0x1d, 0x45, 0x5d].contains(&(b & a)));
+    }
+}
