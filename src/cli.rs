@@ -1,0 +1,270 @@
+//! The command line: every clap type there is.
+
+use crate::when::When;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Makes sure that a Proxmox VE guest's Ceph RBD disks can be opened before it starts.
+#[derive(Debug, Parser)]
+#[command(name = "rbd-preflight", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 ready, 1 error, 2 usage, 3 something would stop the start, \
+4 refused for safety, 75 busy, 124 deadline passed.")]
+pub struct Cli {
+    /// Look at this directory instead of / (for tests)
+    #[arg(long, global = true, hide = true, env = "RBD_PREFLIGHT_ROOT", default_value = "/")]
+    pub root: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell what would stop a start, and what repair would do; changes nothing
+    Check(Check),
+    /// Mend what is safe to mend
+    Repair(Repair),
+    /// Repair and start a guest, and try again while there is something to try
+    Start(Start),
+    /// List a guest's RBD disks and how each is opened; needs no Ceph
+    Disks(Disks),
+    /// Tell what was changed, when, and what came of it
+    History(History),
+    /// Put the features back that a run has changed
+    Undo(Undo),
+    /// Make Proxmox VE call this tool before guests start; keeps a hookscript that a guest already has
+    Attach(Attach),
+    /// Undo `attach`; a hookscript that a guest had before comes back
+    Detach(Detach),
+    /// Tell whether this node has what the tool needs, and what mends it where not
+    Doctor(Doctor),
+    /// What Proxmox VE's hookscript calls
+    Hook(Hook),
+}
+
+/// Which guests.
+#[derive(Debug, Args)]
+pub struct Guests {
+    /// Guests by number
+    #[arg(value_name = "VMID", value_parser = vmid)]
+    pub vmids: Vec<u32>,
+    /// Every guest of this node
+    #[arg(long, conflicts_with = "vmids")]
+    pub all: bool,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Which guests to look at
+    #[command(flatten)]
+    pub guests: Guests,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show notes too
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Write what was seen to FILE, to be diagnosed anywhere
+    #[arg(long, value_name = "FILE", conflicts_with = "survey")]
+    pub save_survey: Option<PathBuf>,
+    /// Diagnose a saved survey; needs neither Ceph nor Proxmox VE
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["vmids", "all"])]
+    pub survey: Option<PathBuf>,
+    /// Give up after this many seconds [default: `check_deadline` of the settings]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub deadline: Option<u64>,
+}
+
+/// `repair`
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Which guests to repair
+    #[command(flatten)]
+    pub guests: Guests,
+    /// Of all, only those that start at boot or are managed by HA
+    #[arg(long, requires = "all")]
+    pub onboot: bool,
+    /// How to go about it
+    #[command(flatten)]
+    pub manner: Manner,
+    /// Show notes too
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// Begin no further change after this many seconds [default: none]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub deadline: Option<u64>,
+}
+
+/// `start`
+#[derive(Debug, Args)]
+pub struct Start {
+    /// The guest
+    #[arg(value_name = "VMID", value_parser = vmid)]
+    pub vmid: u32,
+    /// How often to try at most; the last try resets the disks' features
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub tries: u32,
+    /// Begin no further try after this many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub deadline: u64,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `disks`
+#[derive(Debug, Args)]
+pub struct Disks {
+    /// The guest
+    #[arg(value_name = "VMID", value_parser = vmid)]
+    pub vmid: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `history`
+#[derive(Debug, Args)]
+pub struct History {
+    /// Only runs on this guest
+    #[arg(long, value_name = "VMID", value_parser = vmid)]
+    pub guest: Option<u32>,
+    /// Only changes of this image: POOL/[NAMESPACE/]IMAGE, or its name alone
+    #[arg(long, value_name = "SPEC")]
+    pub image: Option<String>,
+    /// Only runs since then: 2h, 3d, a date (UTC) or RFC 3339
+    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
+    pub since: Option<When>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `undo`
+#[derive(Debug, Args)]
+pub struct Undo {
+    /// The run to undo, as `history` names it
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Print the commands, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// `attach`
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Which guests; of all, those that have RBD disks
+    #[command(flatten)]
+    pub guests: Guests,
+    /// The storage that holds the snippet: a directory that is there, on every node, before Ceph is
+    #[arg(long, value_name = "STORAGE", default_value = "local")]
+    pub storage: String,
+    /// How to go about it
+    #[command(flatten)]
+    pub manner: Manner,
+}
+
+/// `detach`
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// Which guests
+    #[command(flatten)]
+    pub guests: Guests,
+    /// How to go about it
+    #[command(flatten)]
+    pub manner: Manner,
+}
+
+/// How to go about a change.
+#[derive(Debug, Args)]
+pub struct Manner {
+    /// Print the commands, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hook`
+#[derive(Debug, Args)]
+pub struct Hook {
+    /// The guest
+    #[arg(value_name = "VMID", value_parser = vmid)]
+    pub vmid: u32,
+    /// The phase that Proxmox VE calls it in
+    #[arg(value_name = "PHASE")]
+    pub phase: Phase,
+}
+
+/// When Proxmox VE calls a hookscript (`PVE::GuestHelpers::exec_hookscript`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Phase {
+    /// Before the start; a failure stops it.
+    PreStart,
+    /// After the start.
+    PostStart,
+    /// Before a stop.
+    PreStop,
+    /// After the guest has stopped.
+    PostStop,
+}
+
+impl Phase {
+    /// Its name, as Proxmox VE passes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PreStart => "pre-start",
+            Self::PostStart => "post-start",
+            Self::PreStop => "pre-stop",
+            Self::PostStop => "post-stop",
+        }
+    }
+}
+
+/// A guest's number: 100 to 999999999 (`PVE::JSONSchema`, `pve-vmid`).
+fn vmid(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(vmid @ 100..=999_999_999) => Ok(vmid),
+        _ => Err("a VMID is a number from 100 to 999999999".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn vmids_are_pves() {
+        assert_eq!(vmid("516"), Ok(516));
+        for bad in ["99", "1000000000", "-1", "5a", ""] {
+            assert!(vmid(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! `hook`: what Proxmox VE calls. Everything it says goes to stderr; it stops a start only when that start is
+//! certain to fail or certain to be unsafe.
+
+use crate::act;
+use crate::action::{ActionReport, Change};
+use crate::chain::Call;
+use crate::cli::Hook;
+use crate::commands::check::assess;
+use crate::commands::session::{self, Session};
+use crate::commands::world::RealWorld;
+use crate::context::{Situation, situation};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::exit::Exit;
+use crate::policy::Scope;
+use crate::report::{GuestReport, plain, text};
+use crate::root::Root;
+use crate::settings::{Mode, OnError};
+use crate::verdict::{Verdict, exit_code};
+use anyhow::Result;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// The first and the longest pause between two looks at a guest that is not ready.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// How often a guest is looked at again whose disks could not be read.
+const UNKNOWN_TRIES: u32 = 3;
+/// How long after the deadline a hook that is still busy is ended from outside its work.
+const LAST_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs a hook, and the hookscript that the guest had before.
+pub fn run(root: &Root, options: &Hook) -> Exit {
+    let call = Call::new(root, options);
+    call.run(|| ours(root, options, &call))
+}
+
+/// Runs our own part.
+fn ours(root: &Root, options: &Hook, call: &Call) -> Exit {
+    let migrated_from = std::env::var("PVE_MIGRATED_FROM").ok();
+    let situation = |lock| situation(options.phase, migrated_from.as_deref(), lock);
+    if !situation(None).allowed().look {
+        return Exit::Ready;
+    }
+    let guest = match session::guest(root, options.vmid) {
+        Ok(guest) => guest,
+        Err(error) => return fault(&error, OnError::Allow),
+    };
+    if guest.disks.is_empty() {
+        return Exit::Ready;
+    }
+    let situation = situation(guest.locked());
+    let session = match Session::of(root, guest) {
+        Ok(session) => session,
+        Err(error) => return fault(&error, OnError::Allow),
+    };
+    if session.policy.settings.mode == Mode::Off {
+        return Exit::Ready;
+    }
+    let on_error = session.policy.settings.on_error;
+    let result = match situation {
+        Situation::NotOurs => return Exit::Ready,
+        Situation::Start | Situation::Backup => pre_start(session, call),
+        Situation::Stopped => Ok(post_stop(session, call)),
+        Situation::MigrationTarget { .. } | Situation::BeingFilled { .. } => look(session, &situation, call),
+    };
+    result.unwrap_or_else(|error| fault(&error, on_error))
+}
+
+/// The tool could not do its work. That says nothing about the guest.
+fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
+    say(&format!("could not check the guest: {error:#}"));
+    match on_error {
+        OnError::Allow => {
+            say("the start goes on without it (`on_error: allow`)");
+            Exit::Ready
+        }
+        OnError::Block => {
+            say("the start is stopped (`on_error: block`)");
+            Exit::Error
+        }
+    }
+}
+
+/// One line on stderr, safe for a terminal and a task log.
+fn say(line: &str) {
+    eprintln!("rbd-preflight: {}", plain(line));
+}
+
+/// The guest is, or may be, alive elsewhere: look, warn, let it go on.
+fn look(mut session: Session, situation: &Situation, call: &Call) -> Result<Exit> {
+    let budget = situation.allowed().budget.unwrap_or(session.policy.settings.deadline);
+    watchdog(call, budget, Exit::Ready);
+    let why = situation.why_not().unwrap_or_default();
+    say(&format!("{}: only looking: {why}", text::title(&session.guest)));
+    session.policy.read_only = Some(why);
+    let report = assess(session.observe(budget / 2)?, &session.policy);
+    for finding in &report.findings {
+        // What has the disks open is what the guest comes from.
+        if finding.severity > Severity::Note && finding.code != Code::InUseElsewhere {
+            tell(&text::finding(finding));
+        }
+    }
+    Ok(Exit::Ready)
+}
+
+/// The guest has stopped: mend what the hook before the next start would come too late for. Only of a guest that is
+/// this node's own; a migration that failed calls this on the target, while the guest runs on the source. It never
+/// fails a stop, and says nothing where nothing was to be done.
+fn post_stop(mut session: Session, call: &Call) -> Exit {
+    session.prepare_after_stop();
+    let limit = session.policy.settings.deadline;
+    watchdog(call, limit + LAST_GRACE, Exit::Ready);
+    let mut world = RealWorld::new(&session, Some(limit));
+    world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
+    world.on_action(tell_action);
+    if let Err(error) = act::repair(&mut world, &session.policy) {
+        say(&format!("could not look at the guest after its stop: {error:#}"));
+    }
+    Exit::Ready
+}
+
+/// Check, repair, check again; wait for what time mends; then say whether the guest may start.
+fn pre_start(mut session: Session, call: &Call) -> Result<Exit> {
+    session.prepare_to_start();
+    session.policy.scope = Scope::InHook;
+    let session = &session;
+    let settings = &session.policy.settings;
+    let begun = Instant::now();
+    watchdog(
+        call,
+        settings.deadline + LAST_GRACE,
+        if settings.on_error == OnError::Block { Exit::Deadline } else { Exit::Ready },
+    );
+    let mut world = RealWorld::new(session, Some(settings.deadline));
+    world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
+    world.on_action(tell_action);
+    let mut pause = PAUSES.0;
+    let mut looks = 0;
+    loop {
+        let report = act::repair(&mut world, &session.policy)?;
+        looks += 1;
+        let until = match waits_for(&report, looks) {
+            Some(Waiting::Watcher) => begun + settings.watcher_grace.min(settings.deadline),
+            Some(Waiting::Answer) => begun + settings.deadline,
+            None => return Ok(conclude(&report, begun.elapsed(), settings.on_error)),
+        };
+        if Instant::now() + pause >= until {
+            return Ok(conclude(&report, begun.elapsed(), settings.on_error));
+        }
+        if looks == 1 {
+            tell_stoppers(&report);
+            say(&format!("looking again until {} s have passed", (until - begun).as_secs()));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// An ordinary map is what every start does; the last line counts those.
+fn tell_action(report: &ActionReport) {
+    if !(report.done() && matches!(report.action.change, Change::Map { noshare: false, .. })) {
+        say(&text::action(report));
+    }
+}
+
+/// What time may mend.
+enum Waiting {
+    /// A client that may have crashed is forgotten by Ceph within half a minute.
+    Watcher,
+    /// A cluster, or an image, that did not answer may do so later.
+    Answer,
+}
+
+fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
+    let stoppers: Vec<&Finding> =
+        report.findings.iter().filter(|f| f.severity >= Severity::Blocker).collect();
+    let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
+    match report.verdict() {
+        Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
+            let silent = stoppers.iter().any(|finding| finding.code == Code::ClusterUnreachable);
+            Some(if silent { Waiting::Answer } else { Waiting::Watcher })
+        }
+        Verdict::Unknown if looks < UNKNOWN_TRIES => Some(Waiting::Answer),
+        _ => None,
+    }
+}
+
+/// Says how it stands and turns it into the exit code: the guest may start, or why not.
+fn conclude(report: &GuestReport, took: Duration, on_error: OnError) -> Exit {
+    let title = text::title(&report.survey.guest);
+    let exit = match exit_code(&report.findings) {
+        // Not known is no reason to stop a guest, unless the settings say so.
+        Exit::Error if on_error == OnError::Allow => Exit::Ready,
+        exit => exit,
+    };
+    if exit != Exit::Ready {
+        tell_stoppers(report);
+        let codes: BTreeSet<&str> = stoppers(report).map(|f| f.code.name()).collect();
+        let codes = codes.into_iter().collect::<Vec<_>>().join(", ");
+        say(&format!("{title}: the start is stopped ({})", codes));
+        say(&format!(
+            "`rbd-preflight check {}` tells more; `ignore: [{}]` under `guests:` in /etc/rbd-preflight/config.yaml \
+             lets it start all the same, at your own risk",
+            report.survey.guest.vmid, codes
+        ));
+        return exit;
+    }
+    for finding in report.findings.iter().filter(|f| f.severity > Severity::Note) {
+        tell(&text::finding(finding));
+    }
+    let disks = text::count(report.survey.disks.len(), "RBD disk");
+    say(&format!(
+        "{title}: {disks} checked{}, the start goes on ({:.1} s)",
+        done(report),
+        took.as_secs_f32()
+    ));
+    Exit::Ready
+}
+
+/// What was done, counted: `, 2 changes made, 3 mapped`.
+fn done(report: &GuestReport) -> String {
+    let (maps, changes): (Vec<&ActionReport>, Vec<&ActionReport>) = report
+        .actions
+        .iter()
+        .filter(|a| a.done())
+        .partition(|a| matches!(a.action.change, Change::Map { .. }));
+    let changed = match changes.len() {
+        0 => String::new(),
+        n => format!(", {} made", text::count(n, "change")),
+    };
+    let mapped = if maps.is_empty() { String::new() } else { format!(", {} mapped", maps.len()) };
+    changed + &mapped
+}
+
+fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
+    report.findings.iter().filter(|f| f.severity >= Severity::Unknown)
+}
+
+fn tell_stoppers(report: &GuestReport) {
+    for finding in stoppers(report) {
+        tell(&text::finding(finding));
+    }
+}
+
+fn tell(lines: &str) {
+    for line in lines.lines() {
+        say(line);
+    }
+}
+
+/// Ends the process if it is still there after `limit`, whatever it is stuck in; its children die with it.
+fn watchdog(call: &Call, limit: Duration, exit: Exit) {
+    let call = call.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        say(&format!("gave up after {} s", limit.as_secs()));
+        call.end(exit)
+    });
+}

@@ -1,0 +1,97 @@
+//! One guest, with the settings that hold for it, ready to be looked at.
+
+use crate::ceph::image::Spec;
+use crate::cli::Guests;
+use crate::diagnose::code::Code;
+use crate::exit::{Coded, Exit};
+use crate::kernel;
+use crate::policy::{Policy, Scope};
+use crate::process::System;
+use crate::pve::guest::{Access, Guest};
+use crate::pve::load::load;
+use crate::pve::node::{guests_of_node, node_name};
+use crate::root::Root;
+use crate::settings::Settings;
+use crate::survey::{Survey, gather};
+use anyhow::Result;
+use std::time::Duration;
+
+/// One guest, with the settings that hold for it.
+pub struct Session {
+    /// Where every path hangs off.
+    pub root: Root,
+    /// The guest as its config has it.
+    pub guest: Guest,
+    /// The settings, as the core needs them.
+    pub policy: Policy,
+    /// Why the kernel's module could not be loaded.
+    load_failure: Option<String>,
+}
+
+impl Session {
+    /// Reads a guest's config and the settings.
+    pub fn open(root: &Root, vmid: u32) -> Result<Self> {
+        Self::of(root, guest(root, vmid)?)
+    }
+
+    /// Reads the settings for a guest.
+    pub fn of(root: &Root, guest: Guest) -> Result<Self> {
+        let settings = Settings::load(root)?;
+        settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
+        let storages = guest.disks.iter().map(|disk| &disk.storage);
+        let policy = Policy::new(settings.for_guest(guest.vmid, storages));
+        Ok(Self { root: root.clone(), guest, policy, load_failure: None })
+    }
+
+    /// The guest is about to start: nothing may take long, and disks that the kernel opens shall end up mapped. That is the running kernel's
+    /// business, so it is left out where the root is not its own.
+    pub fn prepare_to_start(&mut self) {
+        self.policy.rebuild_budget = Some(self.policy.settings.rebuild_deadline);
+        let by_kernel = self.guest.disks.iter().any(|disk| disk.access == Access::Krbd);
+        self.policy.map = self.policy.settings.map && self.root.is_system() && by_kernel;
+        if self.policy.map && !kernel::gather(&self.root).module_loaded {
+            self.load_failure = kernel::module::load(&System).err().map(|error| format!("{error:#}"));
+        }
+    }
+
+    /// The guest has stopped: nothing may take long, and what the next pre-start reaches is left to it.
+    pub fn prepare_after_stop(&mut self) {
+        self.policy.rebuild_budget = Some(self.policy.settings.rebuild_deadline);
+        self.policy.scope = Scope::AfterStop;
+    }
+
+    /// Looks at the guest and all its images, for at most `limit`.
+    pub fn observe(&self, limit: Duration) -> Result<Survey> {
+        self.gather(None, limit)
+    }
+
+    /// Looks at the guest and one of its images, for at most `limit`.
+    pub fn observe_image(&self, spec: &Spec, limit: Duration) -> Result<Survey> {
+        self.gather(Some(spec), limit)
+    }
+
+    fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
+        let limit = limit.min(self.policy.settings.connect_timeout);
+        let mut survey = gather(&self.root, self.guest.vmid, only, limit)?;
+        survey.node.kernel.load_failure = self.load_failure.clone();
+        Ok(survey)
+    }
+}
+
+/// A guest as its config has it.
+pub fn guest(root: &Root, vmid: u32) -> Result<Guest> {
+    Ok(load(root, vmid)?.0)
+}
+
+/// The guests that a command line asks for: those named, or all of this node.
+pub fn vmids(root: &Root, guests: &Guests) -> Result<Vec<u32>> {
+    match (guests.all, guests.vmids.is_empty()) {
+        (false, true) => Err(Coded::error(Exit::Usage, "which guest? Name a VMID, or say --all")),
+        (false, false) => Ok(guests.vmids.clone()),
+        (true, _) => all(root),
+    }
+}
+
+fn all(root: &Root) -> Result<Vec<u32>> {
+    Ok(guests_of_node(root, &node_name(root)?)?.into_iter().map(|guest| guest.vmid).collect())
+}

@@ -1,0 +1,190 @@
+//! `start`: repair, start, and if that fails find out why, and try again while there is something to try.
+
+use crate::action::{ActionReport, ActionResult};
+use crate::cli::Start;
+use crate::commands::confirm::confirm;
+use crate::commands::session::Session;
+use crate::commands::world::RealWorld;
+use crate::exit::{Coded, Exit};
+use crate::kernel::kmsg;
+use crate::ladder::{Begin, Rung, begin, hopeless, pause_before, rung};
+use crate::process::{Command, Runner, System};
+use crate::pve::ha;
+use crate::pve::node::running;
+use crate::reading::Reading;
+use crate::report::{GuestReport, json, plain, text};
+use crate::root::Root;
+use crate::verdict::exit_code;
+use crate::{act, report};
+use anyhow::Result;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// One try and what came of it.
+struct Try {
+    number: u32,
+    rung: Rung,
+    actions: Vec<ActionReport>,
+    /// Why it failed; `None` if the guest runs.
+    failure: Option<String>,
+}
+
+/// Starts a guest.
+pub fn run(root: &Root, options: &Start) -> Result<Exit> {
+    let session = Session::open(root, options.vmid)?;
+    let first = session.observe(session.policy.settings.check_deadline)?;
+    match begin(&first) {
+        Begin::Go => {}
+        Begin::Runs => {
+            outln!("{} runs already.", text::title(&session.guest));
+            return Ok(Exit::Ready);
+        }
+        Begin::No(why) => return Err(Coded::error(Exit::Refused, why)),
+    }
+    confirm(options.yes, || {
+        let last =
+            if options.tries > 1 { "; the last try resets the features of its disks first" } else { "" };
+        let title = plain(&text::title(&session.guest));
+        format!("{title} will be repaired and started, in {} tries at most{last}.\n", options.tries)
+    })?;
+    let (tries, end) = climb(session, options)?;
+    if options.json {
+        outln!("{:#}", to_json(options.vmid, &tries, end));
+    } else {
+        print_table(&tries);
+    }
+    Ok(end)
+}
+
+/// Tries until the guest runs, nothing is left to try, or the time is over.
+fn climb(mut session: Session, options: &Start) -> Result<(Vec<Try>, Exit)> {
+    session.prepare_to_start();
+    session.policy.rebuild_budget = None;
+    let deadline = Instant::now() + Duration::from_secs(options.deadline);
+    let mut tries: Vec<Try> = Vec::new();
+    for number in 1..=options.tries {
+        let pause = pause_before(number);
+        if Instant::now() + pause >= deadline {
+            return Ok((tries, Exit::Deadline));
+        }
+        std::thread::sleep(pause);
+        let rung = rung(number, options.tries);
+        session.policy.reset = rung == Rung::FeatureReset;
+        let last =
+            if session.policy.reset { ", the last: the features of every disk are reset first" } else { "" };
+        tell(options, &format!("try {number} of {}{last}", options.tries));
+        let report = repair(&session, options, deadline)?;
+        let stopped = exit_code(&report.findings);
+        let mut attempt = Try { number, rung, actions: report.actions.clone(), failure: None };
+        if stopped == Exit::Stopped || stopped == Exit::Refused {
+            attempt.failure = Some(why(&report));
+            tries.push(attempt);
+            if hopeless(&report.findings) {
+                return Ok((tries, stopped));
+            }
+            continue;
+        }
+        attempt.failure = start(&session, deadline)?;
+        let done = attempt.failure.is_none();
+        tell(options, attempt.failure.as_deref().unwrap_or("started"));
+        tries.push(attempt);
+        if done {
+            return Ok((tries, Exit::Ready));
+        }
+    }
+    Ok((tries, Exit::Stopped))
+}
+
+fn repair(session: &Session, options: &Start, deadline: Instant) -> Result<GuestReport> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let mut world = RealWorld::new(session, Some(left));
+    world.on_action(|action| tell(options, &text::action(action)));
+    let report = act::repair(&mut world, &session.policy)?;
+    for finding in report.findings.iter().filter(|f| f.severity > crate::diagnose::code::Severity::Note) {
+        text::finding(finding).lines().for_each(|line| tell(options, line));
+    }
+    Ok(report)
+}
+
+/// What stops the start, in short.
+fn why(report: &GuestReport) -> String {
+    let stops = report.findings.iter().filter(|f| f.severity >= crate::diagnose::code::Severity::Blocker);
+    let told: Vec<String> =
+        stops.map(|f| format!("{}: {}", f.disk.as_deref().unwrap_or("guest"), f.code)).collect();
+    told.join(", ")
+}
+
+/// Asks PVE, or the HA manager where the guest is its, to start the guest. `None` if it runs, else what was said,
+/// and what the kernel said meanwhile.
+fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
+    let (root, guest) = (&session.root, &session.guest);
+    let mut log = kmsg::mark(root).ok();
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let vmid = guest.vmid.to_string();
+    let managed = ha::resources(root)?.contains_key(&guest.vmid);
+    let command = if managed {
+        let service = format!("{}:{vmid}", guest.ha_type());
+        Command::new("ha-manager").args(["set", service.as_str(), "--state", "started"])
+    } else {
+        Command::new(guest.tool()).args(["start", vmid.as_str()])
+    };
+    let outcome = System.run(&command.deadline(left()))?;
+    if outcome.success() {
+        // The HA manager only takes the wish; another node may even fulfil it.
+        let until = if managed { deadline } else { Instant::now() + Duration::from_secs(5) };
+        if await_running(session, until) {
+            return Ok(None);
+        }
+    }
+    let said = outcome.stderr_tail.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("nothing");
+    let mut failure = format!("`{}`: {}, it said: {said}", outcome.command, outcome.status);
+    let kernel: Vec<String> =
+        log.as_mut().and_then(|log| log.since().ok()).into_iter().flatten().map(|line| line.text).collect();
+    if !kernel.is_empty() {
+        failure.push_str(&format!("; the kernel said: {}", kernel.join(" | ")));
+    }
+    Ok(Some(failure))
+}
+
+fn await_running(session: &Session, until: Instant) -> bool {
+    loop {
+        if running(&session.root, session.guest.kind, session.guest.vmid) == Reading::Known(true) {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn tell(options: &Start, line: &str) {
+    if !options.json {
+        outln!("{}", report::plain(line));
+    }
+}
+
+/// The table at the end: try, what failed, what was done.
+fn print_table(tries: &[Try]) {
+    outln!();
+    for attempt in tries {
+        let outcome = attempt.failure.as_deref().unwrap_or("the guest runs");
+        outln!("try {}: {}", attempt.number, plain(outcome));
+        for action in &attempt.actions {
+            let mark = if matches!(action.result, ActionResult::Done { .. }) { "" } else { "not " };
+            outln!("       {mark}done: {}", plain(&action.action.describe()));
+        }
+    }
+}
+
+fn to_json(vmid: u32, tries: &[Try], exit: Exit) -> serde_json::Value {
+    let tries = tries.iter().map(|attempt| {
+        json!({
+            "try": attempt.number,
+            "rung": attempt.rung,
+            "actions": attempt.actions.iter().map(json::action).collect::<Vec<_>>(),
+            "failure": attempt.failure,
+        })
+    });
+    json!({ "schema": json::SCHEMA, "vmid": vmid, "started": exit == Exit::Ready, "tries": tries.collect::<Vec<_>>() })
+}

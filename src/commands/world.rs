@@ -1,0 +1,127 @@
+//! The real outside for `act`: PVE's files, Ceph, and the clock.
+
+use crate::act::World;
+use crate::act::carry_out::Hands;
+use crate::act::rule::{Mend, Rule};
+use crate::action::{Action, ActionReport};
+use crate::clock::{self, now};
+use crate::commands::session::Session;
+use crate::diagnose::finding::Finding;
+use crate::journal::RunId;
+use crate::process::System;
+use crate::survey::Survey;
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// One run on one guest.
+pub struct RealWorld<'a> {
+    session: &'a Session,
+    rule: Box<dyn Rule + 'a>,
+    run: RunId,
+    deadline: Option<Instant>,
+    on_action: Box<dyn FnMut(&ActionReport) + 'a>,
+    on_finding: Box<dyn FnMut(&Finding) + 'a>,
+}
+
+impl<'a> RealWorld<'a> {
+    /// A run that begins no change after `limit`.
+    pub fn new(session: &'a Session, limit: Option<Duration>) -> Self {
+        Self {
+            session,
+            rule: Box::new(Mend(&session.policy)),
+            run: RunId::new(now(), std::process::id()),
+            deadline: limit.map(|limit| Instant::now() + limit),
+            on_action: Box::new(|_| ()),
+            on_finding: Box::new(|_| ()),
+        }
+    }
+
+    /// Changes are justified by `rule`; without this, by being a repair.
+    pub fn by_rule(&mut self, rule: impl Rule + 'a) {
+        self.rule = Box::new(rule);
+    }
+
+    /// The run's name in the journal.
+    pub fn run(&self) -> &RunId {
+        &self.run
+    }
+
+    /// Calls `tell` after each change.
+    pub fn on_action(&mut self, tell: impl FnMut(&ActionReport) + 'a) {
+        self.on_action = Box::new(tell);
+    }
+
+    /// Calls `tell` with what is about to be mended.
+    pub fn on_finding(&mut self, tell: impl FnMut(&Finding) + 'a) {
+        self.on_finding = Box::new(tell);
+    }
+
+    /// The time left of `limit`.
+    fn left(&self, limit: Duration) -> Duration {
+        self.deadline.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
+    }
+}
+
+impl World for RealWorld<'_> {
+    fn observe(&mut self) -> Result<Survey> {
+        self.session.observe(self.left(self.session.policy.settings.check_deadline))
+    }
+
+    fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport> {
+        let settings = &self.session.policy.settings;
+        let long = batch.iter().any(Action::may_take_long);
+        let limit = if long { crate::act::REBUILD_LIMIT } else { settings.command_timeout };
+        let hands = Hands {
+            root: &self.session.root,
+            vmid: self.session.guest.vmid,
+            run: &self.run,
+            rule: &*self.rule,
+            runner: &System,
+            time_limit: self.left(limit),
+        };
+        let patience = self.left(settings.check_deadline);
+        let look = || {
+            let seen = match batch {
+                [action] if !action.is_kernels() => self.session.observe_image(&action.target.spec, patience),
+                _ => self.session.observe(patience),
+            };
+            Ok(Survey { history: history.to_vec(), ..seen? })
+        };
+        let bar = progress_bar(batch);
+        let reports = hands.carry_out(batch, &look, &|percent| bar.set_position(percent));
+        bar.finish_and_clear();
+        reports.iter().for_each(|report| (self.on_action)(report));
+        reports
+    }
+
+    fn found(&mut self, finding: &Finding) {
+        (self.on_finding)(finding);
+    }
+
+    fn has_time(&self) -> bool {
+        self.deadline.is_none_or(|end| Instant::now() < end)
+    }
+
+    fn pause(&mut self, failures: usize) {
+        let seconds = 1 << failures.min(4);
+        // Guests that start together shall not all try again together.
+        let jitter = Duration::from_millis(u64::from(clock::now().subsec_nanos()) % 500);
+        std::thread::sleep(self.left(Duration::from_secs(seconds) + jitter));
+    }
+}
+
+/// A bar for what takes long, on a terminal only.
+fn progress_bar(batch: &[Action]) -> ProgressBar {
+    let Some(action) = batch.iter().find(|action| action.may_take_long()) else {
+        return ProgressBar::hidden();
+    };
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("  {msg} {bar:30} {pos} %")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let message = format!("rebuilding the object map of {}", action.target.spec);
+    ProgressBar::new(100).with_style(style).with_message(crate::report::plain(&message))
+}

@@ -1,0 +1,213 @@
+//! Gathers what there is to know of a node. Changes nothing, and asks no cluster for longer than the settings allow.
+
+use super::{Facts, SNIPPET, Snippet, StorageFacts, Works};
+use crate::ceph::binding;
+use crate::ceph::caps::find_caps;
+use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::read::read_cluster;
+use crate::diagnose::code::Code;
+use crate::journal::Journal;
+use crate::kernel::{self, KernelFacts, kmsg};
+use crate::process::{Command, Outcome, Runner, System, find};
+use crate::pve::connection::connection;
+use crate::pve::guest::{self, Guest};
+use crate::pve::node::{guests_of_node, node_name};
+use crate::pve::snippet;
+use crate::pve::storage::{self, RbdStorage, StorageConfig};
+use crate::reading::{Failure, Reading};
+use crate::report::attach::OtherNode;
+use crate::root::Root;
+use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
+use anyhow::Result;
+use std::time::Duration;
+
+/// Programs whose place is told.
+const PROGRAMS: [&str; 3] = ["rbd", "ceph", "setpriv"];
+/// The image that is looked for to see whether a pool can be looked into. Nobody has one of this name.
+const NO_IMAGE: &str = "rbd-preflight-doctor";
+/// How long a program of the system's may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What PVE's links to mapped images need, each with the places where it may be.
+const UDEV: [(&str, &[&str]); 2] = [
+    (
+        "50-rbd-pve.rules",
+        &[
+            "/usr/lib/udev/rules.d/50-rbd-pve.rules",
+            "/lib/udev/rules.d/50-rbd-pve.rules",
+            "/etc/udev/rules.d/50-rbd-pve.rules",
+        ],
+    ),
+    ("ceph-rbdnamer-pve", &["/usr/libexec/ceph-rbdnamer-pve"]),
+];
+
+/// Looks at this node. `elsewhere` asks which other nodes have the snippet, of the storages and this node's name.
+pub fn gather(
+    root: &Root,
+    elsewhere: &(dyn Fn(&StorageConfig, &str) -> Vec<OtherNode> + Sync),
+) -> Result<Facts> {
+    let node = node_name(root)?;
+    let settings = Settings::load(root).and_then(|settings| {
+        settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
+        Ok(settings)
+    });
+    let limit = settings.as_ref().map(|all| all.for_guest(0, [""; 0])).unwrap_or_default().connect_timeout;
+    let config = storage::load(root);
+    let kernel = kernel::gather(root);
+    let (storages, elsewhere) = std::thread::scope(|scope| {
+        let elsewhere =
+            scope.spawn(|| config.as_ref().map(|config| elsewhere(config, &node)).unwrap_or_default());
+        let storages = match &config {
+            Ok(config) => Reading::Known(ask_storages(root, &node, config, limit)),
+            Err(failure) => Reading::Unknown(failure.clone()),
+        };
+        (storages, elsewhere.join().unwrap_or_default())
+    });
+    let (snippet_path, snippet) = snippet(root, &config);
+    Ok(Facts {
+        programs: PROGRAMS.map(|name| (name, find(name).map(|path| path.display().to_string()))).into(),
+        libraries: binding::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
+        loadable: loadable(root, &kernel),
+        kernel,
+        udev_missing: udev_missing(root),
+        kernel_log: works(kmsg::mark(root)),
+        clock: clock(root),
+        settings_files: [CLUSTER_FILE, NODE_FILE]
+            .into_iter()
+            .filter(|file| root.path(file).exists())
+            .collect(),
+        settings: works(settings),
+        journal: works(Journal::open(root).writable()),
+        storages,
+        guests: guests(root, &node, config),
+        snippet,
+        snippet_path,
+        elsewhere,
+        boot_unit: boot_unit(root),
+        node,
+    })
+}
+
+fn works<T>(result: Result<T>) -> Works {
+    result.map(drop).map_err(|error| format!("{error:#}"))
+}
+
+/// Whether the module could be loaded, without loading it. Only the running kernel can be asked.
+fn loadable(root: &Root, kernel: &KernelFacts) -> Option<Works> {
+    if kernel.module_loaded || !root.is_system() {
+        return None;
+    }
+    let command = Command::new("modprobe").args(["--dry-run", "rbd"]).deadline(PATIENCE);
+    let asked = System.run(&command).and_then(Outcome::check);
+    Some(works(asked))
+}
+
+fn udev_missing(root: &Root) -> Vec<&'static str> {
+    let there = |places: &[&str]| places.iter().any(|place| root.path(place).is_file());
+    UDEV.iter().filter(|(_, places)| !there(places)).map(|(name, _)| *name).collect()
+}
+
+/// systemd-timesyncd says so in a file, and for chrony, ntpd and the like timedatectl does.
+fn clock(root: &Root) -> Option<bool> {
+    if root.path("/run/systemd/timesync/synchronized").exists() {
+        return Some(true);
+    }
+    if !root.is_system() || find("timedatectl").is_none() {
+        return None;
+    }
+    let command =
+        Command::new("timedatectl").args(["show", "-p", "NTPSynchronized", "--value"]).deadline(PATIENCE);
+    let outcome = System.run(&command).and_then(Outcome::check).ok()?;
+    match String::from_utf8_lossy(&outcome.stdout).trim() {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
+/// Each storage of this node in a thread of its own: one that does not answer keeps no other waiting.
+fn ask_storages(root: &Root, node: &str, config: &StorageConfig, limit: Duration) -> Vec<StorageFacts> {
+    let here = |storage: &&RbdStorage| {
+        !storage.disabled && storage.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|name| name == node))
+    };
+    std::thread::scope(|scope| {
+        let asked = config.rbd.iter().filter(here);
+        let threads: Vec<_> =
+            asked.map(|section| (section, scope.spawn(move || ask_storage(root, section, limit)))).collect();
+        threads
+            .into_iter()
+            .map(|(section, thread)| {
+                thread.join().unwrap_or_else(|_| {
+                    unasked(
+                        section,
+                        Failure::new(
+                            "ask the cluster",
+                            "the reader panicked; this is a fault of rbd-preflight",
+                        ),
+                    )
+                })
+            })
+            .collect()
+    })
+}
+
+fn unasked(section: &RbdStorage, failure: Failure) -> StorageFacts {
+    StorageFacts {
+        section: section.clone(),
+        connection: None,
+        cluster: Reading::Unknown(failure.clone()),
+        caps: Reading::Unknown(failure),
+    }
+}
+
+fn ask_storage(root: &Root, section: &RbdStorage, limit: Duration) -> StorageFacts {
+    let connection = match connection(root, section) {
+        Ok(connection) => connection,
+        Err(failure) => return unasked(section, failure),
+    };
+    let spec =
+        Spec { pool: section.pool.clone(), namespace: section.namespace.clone(), image: NO_IMAGE.to_owned() };
+    let cluster = match read_cluster(&connection, &[spec], limit) {
+        Reading::Known((facts, images)) => {
+            Reading::Known((facts, images.into_iter().next().unwrap_or(ImageReading::ImageMissing)))
+        }
+        Reading::Unknown(failure) => Reading::Unknown(failure),
+    };
+    let caps = match &cluster {
+        Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
+        Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
+    };
+    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps }
+}
+
+type Guests = Reading<Vec<Result<Guest, (u32, String)>>>;
+
+fn guests(root: &Root, node: &str, config: Result<StorageConfig, Failure>) -> Guests {
+    let read = || -> Result<Vec<_>, Failure> {
+        let config = config?;
+        let all = guests_of_node(root, node)?.into_iter();
+        Ok(all
+            .map(|file| guest::load(root, &file, &config).map_err(|failure| (file.vmid, failure.to_string())))
+            .collect())
+    };
+    read().into()
+}
+
+/// Where the snippet is to be, and whether it is there.
+fn snippet(root: &Root, config: &Result<StorageConfig, Failure>) -> (String, Snippet) {
+    let usual = || format!("/var/lib/vz/{}", SNIPPET.split_once(':').map_or(SNIPPET, |(_, name)| name));
+    let path =
+        config.as_ref().ok().and_then(|config| snippet::path(config, SNIPPET).ok()).unwrap_or_else(usual);
+    let there = match (snippet::check(root, &path, SNIPPET), root.path(&path).is_file()) {
+        (Ok(()), _) => Snippet::Runs,
+        (Err(_), true) => Snippet::NotExecutable,
+        (Err(_), false) => Snippet::Missing,
+    };
+    (path, there)
+}
+
+/// The unit is linked to a target, as `systemctl enable` does.
+fn boot_unit(root: &Root) -> bool {
+    root.path("/etc/systemd/system/multi-user.target.wants/rbd-preflight-boot.service")
+        .symlink_metadata()
+        .is_ok()
+}

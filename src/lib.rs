@@ -1,0 +1,34 @@
+//! Makes sure that a Proxmox VE guest's Ceph RBD disks can be opened and mapped before the guest starts.
+//!
+//! Everything that reads the outside makes one plain value, the [`survey::Survey`]; `diagnose` and `plan` turn it
+//! into findings and actions without touching anything; only `act` changes something.
+
+pub mod act;
+pub mod action;
+pub mod attach;
+pub mod ceph;
+pub mod chain;
+pub mod cli;
+pub mod clock;
+pub mod commands;
+pub mod context;
+pub mod diagnose;
+pub mod doctor;
+pub mod exit;
+pub mod history;
+pub mod journal;
+pub mod kernel;
+pub mod ladder;
+pub mod plan;
+pub mod policy;
+mod private_dir;
+pub mod process;
+pub mod pve;
+pub mod reading;
+pub mod report;
+pub mod root;
+pub mod settings;
+pub mod survey;
+pub mod undo;
+pub mod verdict;
+pub mod when;

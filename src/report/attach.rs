@@ -1,0 +1,174 @@
+//! What `attach` and `detach` report: of each guest what was done, and on which nodes the snippet is.
+
+use super::json::SCHEMA;
+use super::text::{name, plain_lines, table};
+use crate::attach::Facts;
+use crate::exit::Exit;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+/// What came of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It would be changed.
+    Planned,
+    /// It was changed.
+    Done,
+    /// There was nothing to do.
+    Unchanged,
+    /// It was not meant.
+    Skipped,
+    /// It cannot be changed as it is.
+    Refused,
+    /// Another task of PVE is busy with it.
+    Busy,
+    /// Something went wrong.
+    Failed,
+}
+
+/// A guest and what came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The guest.
+    #[serde(flatten)]
+    pub guest: Facts,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The same in words.
+    pub text: String,
+    /// The lines that do it in a shell.
+    pub commands: Vec<String>,
+}
+
+/// The snippet on this node.
+#[derive(Debug, Clone, Serialize)]
+pub struct Placed {
+    /// Its volume id.
+    pub volid: String,
+    /// Its file.
+    pub path: String,
+    /// What was done about it.
+    pub text: String,
+}
+
+/// Whether another node has the snippet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Presence {
+    /// It is there.
+    Present,
+    /// It is not there: guests that ask for it do not start on that node.
+    Missing,
+    /// That could not be learnt.
+    Unknown,
+}
+
+/// Another node and the snippet.
+#[derive(Debug, Clone, Serialize)]
+pub struct OtherNode {
+    /// The node.
+    pub node: String,
+    /// Whether it has the snippet.
+    pub snippet: Presence,
+    /// What puts it there, or why it is not known.
+    pub text: String,
+}
+
+/// All that there is to report.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// The snippet, where it was needed.
+    pub snippet: Option<Placed>,
+    /// The guests, by number.
+    pub guests: Vec<Row>,
+    /// The other nodes, by name.
+    pub nodes: Vec<OtherNode>,
+    /// What else is worth a word.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// The gravest that came of any guest.
+    pub fn exit(&self) -> Exit {
+        let had = |outcome| self.guests.iter().any(|row| row.outcome == outcome);
+        match () {
+            () if had(Outcome::Failed) => Exit::Error,
+            () if had(Outcome::Busy) => Exit::Busy,
+            () if had(Outcome::Refused) => Exit::Refused,
+            () => Exit::Ready,
+        }
+    }
+
+    /// As JSON.
+    pub fn json(&self) -> Value {
+        let mut value = json!(self);
+        value["schema"] = json!(SCHEMA);
+        value
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut out = table(self.guests.iter().map(row).collect());
+        if self.guests.is_empty() {
+            out.push_str("There was no guest to do anything to.\n");
+        }
+        if let Some(placed) = &self.snippet {
+            let _ = writeln!(out, "\nThe snippet {} {}.", placed.volid, placed.text);
+        }
+        if !self.nodes.is_empty() {
+            out.push_str("On the other nodes (where a guest's snippet is missing, PVE does not start it):\n");
+            out.push_str(&table(self.nodes.iter().map(node).collect()));
+        }
+        for note in &self.notes {
+            let _ = writeln!(out, "\n{note}");
+        }
+        plain_lines(&out)
+    }
+
+    /// The lines that would be run, and the rest as comments.
+    pub fn script(&self) -> String {
+        let mut out = String::new();
+        if let Some(placed) = &self.snippet {
+            let _ = writeln!(out, "# the snippet {} {}", placed.volid, placed.text);
+        }
+        for row in &self.guests {
+            let name = name(row.guest.kind, row.guest.vmid, row.guest.name.as_deref());
+            let _ = writeln!(out, "# {name}: {}", row.text);
+            row.commands.iter().for_each(|line| out.push_str(&format!("{line}\n")));
+        }
+        if self.guests.is_empty() {
+            out.push_str("# there is no guest to do anything to\n");
+        }
+        let others = self.nodes.iter().map(|other| format!("{}: {}", other.node, describe(other)));
+        for line in others.chain(self.notes.iter().cloned()) {
+            let _ = writeln!(out, "# {line}");
+        }
+        plain_lines(&out)
+    }
+}
+
+fn row(row: &Row) -> Vec<String> {
+    let told = match row.outcome {
+        Outcome::Failed | Outcome::Refused | Outcome::Busy => format!("NOT DONE: {}", row.text),
+        Outcome::Skipped => format!("skipped: {}", row.text),
+        Outcome::Planned | Outcome::Done | Outcome::Unchanged => row.text.clone(),
+    };
+    let mut lines = told.lines();
+    let first = lines.next().unwrap_or_default().to_owned();
+    let told = lines.fold(first, |all, line| format!("{all} / {line}"));
+    vec![name(row.guest.kind, row.guest.vmid, row.guest.name.as_deref()), told]
+}
+
+fn node(other: &OtherNode) -> Vec<String> {
+    vec![other.node.clone(), describe(other)]
+}
+
+fn describe(other: &OtherNode) -> String {
+    match other.snippet {
+        Presence::Present => "there".to_owned(),
+        Presence::Missing => format!("MISSING; this puts it there: {}", other.text),
+        Presence::Unknown => format!("not known: {}", other.text),
+    }
+}

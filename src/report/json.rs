@@ -1,0 +1,110 @@
+//! The JSON that `check`, `repair` and `disks` print. One versioned schema; names never change within a version.
+
+use crate::action::ActionReport;
+use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::pve::guest::{Disk, Guest};
+use crate::report::GuestReport;
+use crate::survey::DiskFacts;
+use serde_json::{Value, json};
+
+/// The version of the schema.
+pub const SCHEMA: u32 = 1;
+
+/// A guest's report.
+pub fn guest(report: &GuestReport) -> Value {
+    let survey = &report.survey;
+    json!({
+        "schema": SCHEMA,
+        "guest": {
+            "vmid": survey.guest.vmid,
+            "kind": survey.guest.kind,
+            "name": survey.guest.name,
+            "node": survey.guest.node,
+            "this_node": survey.node.name,
+            "running": survey.node.running.known(),
+            "lock": survey.guest.lock,
+            "template": survey.guest.template,
+        },
+        "verdict": report.verdict(),
+        "disks": survey.disks.iter().map(disk_facts).collect::<Vec<_>>(),
+        "findings": report.findings,
+        "actions": report.actions.iter().map(action).collect::<Vec<_>>(),
+    })
+}
+
+/// The reports of several guests.
+pub fn guests(reports: &[GuestReport]) -> Value {
+    json!({ "schema": SCHEMA, "guests": reports.iter().map(guest).collect::<Vec<_>>() })
+}
+
+/// A disk with what Ceph says of it.
+fn disk_facts(facts: &DiskFacts) -> Value {
+    let mut value = disk(&facts.disk);
+    let (state, image, error) = match &facts.reading {
+        None => ("none", None, None),
+        Some(ImageReading::Found(image)) => ("found", Some(image), None),
+        Some(ImageReading::ImageMissing) => ("image-missing", None, None),
+        Some(ImageReading::PoolMissing) => ("pool-missing", None, None),
+        Some(ImageReading::NamespaceMissing) => ("namespace-missing", None, None),
+        Some(ImageReading::ParentMissing(failure)) => ("parent-missing", None, Some(failure)),
+        Some(ImageReading::Unknown(failure)) => ("unknown", None, Some(failure)),
+    };
+    value["state"] = json!(state);
+    value["error"] = json!(error.map(ToString::to_string));
+    value["facts"] = image.map_or(Value::Null, |facts| image_facts(facts));
+    value["features"] = value["facts"]["features"].clone();
+    value["shared_with"] = json!(facts.shared_with);
+    value
+}
+
+/// An image's facts; what could not be read is null, and a finding says why.
+fn image_facts(facts: &ImageFacts) -> Value {
+    json!({
+        "id": facts.id,
+        "format": facts.format,
+        "size": facts.size,
+        "object_size": facts.object_size,
+        "objects": facts.objects,
+        "features": facts.features,
+        "op_features": facts.op_features.known(),
+        "flags": facts.flags.known(),
+        "snapshots": facts.snapshots.known(),
+        "lock": facts.lock.known(),
+        "watchers": facts.watchers.known(),
+        "parents": facts.parents.known(),
+        "mirroring": facts.mirroring.known(),
+        "migration": facts.migration.known(),
+    })
+}
+
+/// A change and what came of it.
+pub fn action(report: &ActionReport) -> Value {
+    let action = &report.action;
+    let mut value = json!(report.result);
+    value["kernel_log"] = json!(report.kernel_log);
+    value["storage"] = json!(action.target.storage);
+    value["image"] = json!(action.target.spec.to_string());
+    value["change"] = json!(action.change);
+    value["command"] = json!(action.command_line());
+    value
+}
+
+/// `disks --json`: the guest's disks as its config has them.
+pub fn disks(guest: &Guest) -> Value {
+    json!({
+        "schema": SCHEMA,
+        "vmid": guest.vmid,
+        "kind": guest.kind,
+        "node": guest.node,
+        "name": guest.name,
+        "disks": guest.disks.iter().map(disk).collect::<Vec<_>>(),
+        "refusals": guest.refusals,
+        "notes": guest.notes,
+    })
+}
+
+fn disk(disk: &Disk) -> Value {
+    let mut value = json!(disk);
+    value["pve_drops"] = json!(disk.pve_drops.as_ref().map(|dropped| &dropped.why));
+    value
+}

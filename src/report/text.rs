@@ -1,0 +1,235 @@
+//! What people read.
+
+use crate::action::{ActionReport, ActionResult};
+use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::diagnose::code::Severity;
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::pve::guest::{Access, Disk, Guest, Kind};
+use crate::report::{GuestReport, plain};
+use crate::survey::DiskFacts;
+use crate::verdict::Verdict;
+use std::fmt::Write as _;
+
+/// How much of a report to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Notes that most guests have are counted, not shown.
+    Short,
+    /// Everything.
+    Full,
+}
+
+/// A guest's report: its disks, what is wrong with them, and what to do next.
+pub fn guest(report: &GuestReport, detail: Detail) -> String {
+    let mut out = format!("{}: {}\n", title(&report.survey.guest), report.verdict());
+    out.push('\n');
+    out.push_str(&table(report.survey.disks.iter().map(disk_row).collect()));
+    let quiet = |finding: &&Finding| {
+        detail == Detail::Short && finding.severity == Severity::Note && finding.code.is_quiet()
+    };
+    let (hidden, shown): (Vec<&Finding>, Vec<&Finding>) = report.findings.iter().partition(quiet);
+    for finding in shown {
+        out.push('\n');
+        out.push_str(&self::finding(finding));
+    }
+    if !hidden.is_empty() {
+        let _ = writeln!(out, "\n{} with --verbose", count(hidden.len(), "more note"));
+    }
+    plain_lines(&out)
+}
+
+/// `VM 516 "xds-dev-516" on pve1`.
+pub fn title(guest: &Guest) -> String {
+    format!("{} on {}", name(guest.kind, guest.vmid, guest.name.as_deref()), guest.node)
+}
+
+/// `VM 516 "xds-dev-516"`.
+pub fn name(kind: Kind, vmid: u32, name: Option<&str>) -> String {
+    let kind = match kind {
+        Kind::Qemu => "VM",
+        Kind::Lxc => "CT",
+    };
+    match name {
+        Some(name) => format!("{kind} {vmid} \"{name}\""),
+        None => format!("{kind} {vmid}"),
+    }
+}
+
+/// What comes after a check: the next command.
+pub fn next_step(report: &GuestReport) -> Option<String> {
+    let vmid = report.survey.guest.vmid;
+    let automatic = report.findings.iter().filter(|f| f.remedy.kind == RemedyKind::Automatic).count();
+    match report.verdict() {
+        Verdict::Ready => None,
+        _ if automatic > 0 => {
+            Some(format!("`rbd-preflight repair {vmid}` mends {automatic} of these; --dry-run shows how."))
+        }
+        Verdict::Refused | Verdict::Blocked => {
+            Some("Nothing here can be mended automatically; the remedies above are for a person.".to_owned())
+        }
+        Verdict::Unknown | Verdict::Repairable => None,
+    }
+}
+
+/// A finding: what, where, what was seen, what mends it. Commands of what `repair` does itself are left to
+/// `--dry-run`.
+pub fn finding(finding: &Finding) -> String {
+    let place = match (&finding.disk, &finding.image) {
+        (Some(disk), Some(image)) => format!("{disk} ({image}): "),
+        (Some(disk), None) => format!("{disk}: "),
+        _ => String::new(),
+    };
+    let ignored = if finding.ignored { ", ignored by the settings" } else { "" };
+    let mut out = format!("{:<8} {place}{} [{}{ignored}]\n", finding.severity, finding.summary, finding.code);
+    if !finding.detail.is_empty() {
+        let _ = writeln!(out, "         seen:   {}", finding.detail);
+    }
+    let label = match finding.remedy.kind {
+        RemedyKind::None => return out,
+        RemedyKind::Automatic => "repair:",
+        RemedyKind::Manual => "to do: ",
+        RemedyKind::Wait => "wait:  ",
+    };
+    let _ = writeln!(out, "         {label} {}", finding.remedy.text);
+    if let Some(why) = &finding.remedy.withheld {
+        let _ = writeln!(out, "         repair does not do it now: {why}");
+    }
+    if finding.remedy.kind != RemedyKind::Automatic {
+        for command in &finding.remedy.commands {
+            let _ = writeln!(out, "           {command}");
+        }
+    }
+    out
+}
+
+/// A finding in one line: what, where, what was seen.
+pub fn finding_line(finding: &Finding) -> String {
+    let place = finding.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
+    let seen = if finding.detail.is_empty() { String::new() } else { format!(" ({})", finding.detail) };
+    plain(&format!("{place}{}{seen} [{}]", finding.summary, finding.code))
+}
+
+/// A change and what came of it, in one line.
+pub fn action(report: &ActionReport) -> String {
+    let what = report.action.describe();
+    plain(&match &report.result {
+        ActionResult::Planned => what,
+        ActionResult::Done { duration_ms } => format!("done: {what} ({} s)", seconds(*duration_ms)),
+        ActionResult::Failed { message, .. } => format!("FAILED: {what}: {message}"),
+        ActionResult::Withheld { why } | ActionResult::Busy { why } => format!("not done: {what}: {why}"),
+    })
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1000, ms % 1000 / 100)
+}
+
+/// `disks`: what the config says, without Ceph.
+pub fn disks(guest: &Guest) -> String {
+    let mut out = format!("{}\n\n", title(guest));
+    out.push_str(&table(guest.disks.iter().map(config_row).collect()));
+    for refusal in &guest.refusals {
+        let _ = writeln!(out, "\nPVE refuses {}: {}", refusal.key, refusal.message);
+    }
+    for note in &guest.notes {
+        let _ = writeln!(out, "\n{}:{}: {}", note.file, note.line, note.text);
+    }
+    plain_lines(&out)
+}
+
+fn config_row(disk: &Disk) -> Vec<String> {
+    let access = match disk.access {
+        Access::Krbd => "krbd",
+        Access::Librbd => "librbd",
+    };
+    let image = match (&disk.image, &disk.namespace) {
+        (Some(image), Some(namespace)) => format!("{}/{namespace}/{image}", disk.pool),
+        (Some(image), None) => format!("{}/{image}", disk.pool),
+        (None, _) => disk.volid.clone(),
+    };
+    let role = serde_json::to_value(disk.role).ok().and_then(|v| v.as_str().map(str::to_owned));
+    let dropped = disk.pve_drops.as_ref().map(|dropped| format!("PVE drops the line: {}", dropped.why));
+    vec![disk.key.clone(), image, access.to_owned(), role.unwrap_or_default(), dropped.unwrap_or_default()]
+}
+
+fn disk_row(facts: &DiskFacts) -> Vec<String> {
+    let mut row = config_row(&facts.disk);
+    let state = match &facts.reading {
+        Some(ImageReading::Found(image)) => image_state(image),
+        Some(ImageReading::ImageMissing) => "no such image".to_owned(),
+        Some(ImageReading::PoolMissing) => "no such pool".to_owned(),
+        Some(ImageReading::NamespaceMissing) => "no such namespace".to_owned(),
+        Some(ImageReading::ParentMissing(_)) => "its parent is gone".to_owned(),
+        Some(ImageReading::Unknown(_)) => "not read".to_owned(),
+        None => "no image".to_owned(),
+    };
+    row.insert(4, state);
+    row
+}
+
+fn image_state(image: &ImageFacts) -> String {
+    let mut told = vec![size(image.size), image.features.to_string()];
+    if image.flags.known().is_some_and(|flags| flags.any()) {
+        told.push("object map invalid".to_owned());
+    }
+    match image.watchers.known().map(Vec::len) {
+        Some(0) => {}
+        Some(n) => told.push(count(n, "watcher")),
+        None => told.push("watchers unknown".to_owned()),
+    }
+    if image.lock.known().is_some_and(|lock| !lock.lockers.is_empty()) {
+        told.push("locked".to_owned());
+    }
+    told.join("; ")
+}
+
+/// A number and its noun.
+pub fn count(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// Bytes as people say them.
+fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let exact = |unit: &usize| bytes >= 1 << (10 * unit) && bytes % (1 << (10 * unit)) == 0;
+    let unit = (0..units.len()).rev().find(exact).unwrap_or(0);
+    format!("{} {}", bytes >> (10 * unit), units[unit])
+}
+
+/// Columns as wide as their widest cell; the last one hangs loose.
+pub(super) fn table(rows: Vec<Vec<String>>) -> String {
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).filter(|(_, w)| **w > 0);
+        let text: Vec<String> = cells.map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("  {}\n", text.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// Safe for a terminal, line by line.
+pub(super) fn plain_lines(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_said_exactly() {
+        assert_eq!(
+            [size(0), size(1536), size(4 << 20), size(40 << 30)],
+            ["0 B", "1536 B", "4 MiB", "40 GiB"]
+        );
+    }
+
+    #[test]
+    fn a_table_has_no_empty_columns_and_no_trailing_blanks() {
+        let rows =
+            vec![vec!["a".into(), String::new(), "b".into()], vec!["cc".into(), String::new(), "".into()]];
+        assert_eq!(table(rows), "  a   b\n  cc\n");
+    }
+}
