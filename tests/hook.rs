@@ -1,0 +1,271 @@
+//! The hook as Proxmox VE calls it: the real binary and the real snippet.
+
+mod common;
+
+use common::Lab;
+use common::node::{DEFAULT, Node, Ran, new_vmid};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+fn hook(node: &Node, vmid: u32) -> Ran {
+    node.run(["hook", &vmid.to_string(), "pre-start"])
+}
+
+#[test]
+fn a_healthy_guest_gets_one_line_on_stderr() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    let ran = hook(&node, vmid);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (0, "", 1), "{ran:?}");
+}
+
+#[test]
+fn what_is_safe_to_mend_is_mended_before_the_start() {
+    let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
+    let ran = hook(&node, vmid);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("done: disable journaling") && ran.stdout.is_empty(), "{ran:?}");
+    assert_eq!(node.features(&spec), ["layering", "exclusive-lock", "object-map", "fast-diff"]);
+}
+
+#[test]
+fn a_start_that_is_certain_to_fail_is_stopped_with_the_reason_and_the_way_out() {
+    let (node, vmid) = (Node::new(), new_vmid());
+    node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
+    let ran = hook(&node, vmid);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.stderr.contains("image-missing") && ran.stderr.contains("ignore: [image-missing]"),
+        "{ran:?}"
+    );
+    node.write(
+        "/etc/rbd-preflight/config.yaml",
+        &format!("guests: {{ {vmid}: {{ ignore: [image-missing] }} }}\n"),
+    );
+    let ran = hook(&node, vmid);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("ignored by the settings"), "{ran:?}");
+}
+
+#[test]
+fn other_phases_do_nothing() {
+    let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
+    for phase in ["post-start", "pre-stop", "post-stop"] {
+        let ran = node.run(["hook", &vmid.to_string(), phase]);
+        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", ""), "{phase}");
+    }
+    assert!(node.features(&spec).contains(&"journaling".to_owned()));
+}
+
+#[test]
+fn arguments_are_checked() {
+    let node = Node::new();
+    for arguments in [["hook", "abc", "pre-start"], ["hook", "99", "pre-start"], ["hook", "516", "bogus"]] {
+        assert_eq!(node.run(arguments).code, 2, "{arguments:?}");
+    }
+}
+
+/// The libraries that a process has opened are seen from outside, by the kernel's own list.
+#[test]
+fn a_guest_without_rbd_disks_loads_no_ceph() {
+    let (node, vmid) = (Node::new(), new_vmid());
+    node.vm(vmid, "scsi0: local:516/vm-516-disk-0.qcow2\nide2: none,media=cdrom\n");
+    let trace = node.path("/trace");
+    let run = |vmid: u32| {
+        let inner = node.command(["hook", &vmid.to_string(), "pre-start"]);
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "trace=openat,execve", "-o"]).arg(&trace).arg(inner.get_program());
+        command.args(inner.get_args());
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ran = Ran::of(command);
+        (ran, std::fs::read_to_string(&trace).unwrap())
+    };
+    let (ran, opened) = run(vmid);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    assert!(!opened.contains("librados") && !opened.contains("librbd"), "{opened}");
+    assert_eq!(opened.matches("execve(").count(), 1, "no other program is run: {opened}");
+
+    let other = new_vmid();
+    node.image(&format!("rbd/vm-{other}-disk-0"), DEFAULT);
+    node.vm(other, &format!("scsi0: ceph-krbd:vm-{other}-disk-0\n"));
+    let (_, opened) = run(other);
+    assert!(opened.contains("librados") && opened.contains("librbd"), "the trace would show them");
+}
+
+/// Faults of the tool or of its surroundings never stop a healthy guest.
+#[test]
+fn faults_of_the_tool_do_not_stop_a_start() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    node.write("/etc/rbd-preflight/config.yaml", "mode: repair\nno_such_key: 1\n");
+    let ran = hook(&node, vmid);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("config.yaml") && ran.stderr.contains("no_such_key"), "{ran:?}");
+
+    let ran = hook(&node, new_vmid());
+    assert_eq!(ran.code, 0, "no such guest: {ran:?}");
+    assert!(ran.stderr.contains("there is no guest"), "{ran:?}");
+
+    let ran = Ran::of({
+        let mut command = Node::new().command(["hook", "516", "pre-start"]);
+        command.env("RBD_PREFLIGHT_ROOT", "/nonexistent");
+        command
+    });
+    assert_eq!(ran.code, 0, "no /etc/pve: {ran:?}");
+    assert!(!ran.stderr.is_empty());
+}
+
+#[test]
+fn without_rbd_a_healthy_guest_starts_and_a_broken_one_is_told_what_is_missing() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    // In a mount namespace of its own, where `rbd` is no program.
+    let without = |vmid: u32| {
+        let inner = node.command(["hook", &vmid.to_string(), "pre-start"]);
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", "mount --bind /dev/null \"$(command -v rbd)\" && exec \"$@\"", "sh"]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Ran::of(command)
+    };
+    assert_eq!(without(vmid).code, 0);
+    let broken = new_vmid();
+    node.image(&format!("rbd/vm-{broken}-disk-0"), "layering,exclusive-lock,journaling");
+    node.vm(broken, &format!("scsi0: ceph-krbd:vm-{broken}-disk-0\n"));
+    let ran = without(broken);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.stderr.contains("rbd") && ran.stderr.contains("ceph-common"), "{ran:?}");
+}
+
+/// The guest is alive on the source: nothing is changed, stdout stays empty, the migration goes on.
+#[test]
+fn a_migration_target_changes_nothing() {
+    let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
+    let at = |n| node.path(&format!("/etc/pve/nodes/{n}/qemu-server/{vmid}.conf"));
+    std::fs::rename(at("pve1"), at("pve2")).unwrap();
+    let mut command = node.command(["hook", &vmid.to_string(), "pre-start"]);
+    command.env("PVE_MIGRATED_FROM", "pve2");
+    let ran = Ran::of(command);
+    assert!(ran.code == 0 && ran.stdout.is_empty() && ran.took < Duration::from_secs(5), "{ran:?}");
+    assert!(ran.stderr.contains("only looking") && ran.stderr.contains("journaling-on-krbd"), "{ran:?}");
+    assert!(node.features(&spec).contains(&"journaling".to_owned()));
+    assert!(node.journal().is_empty());
+}
+
+/// The snippet goes on without the tool.
+#[test]
+fn the_snippet_lets_a_guest_start_when_the_tool_is_gone() {
+    let snippet = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
+    let run = |tool: &str, arguments: &[&str]| {
+        let mut command = Command::new(snippet);
+        Ran::of({
+            command.args(arguments).env("RBD_PREFLIGHT", tool).stdin(Stdio::null());
+            command
+        })
+    };
+    let gone = run("/nonexistent/rbd-preflight", &["516", "pre-start"]);
+    assert_eq!(gone.code, 0);
+    assert!(gone.stderr.contains("not installed") && gone.stderr.contains("516"), "{gone:?}");
+    let there = run(env!("CARGO_BIN_EXE_rbd-preflight"), &["516", "bogus"]);
+    assert_eq!(there.code, 2, "the tool's own exit code is passed on: {there:?}");
+}
+
+/// What PVE opens before it calls the hook can only be mended after the stop before.
+#[test]
+fn after_a_stop_the_cloud_init_image_is_mended_and_the_rest_is_left_to_the_next_start() {
+    let (node, vmid, data) = Node::with_vm("layering,exclusive-lock,journaling");
+    let cloudinit = format!("rbd/vm-{vmid}-cloudinit");
+    node.image(&cloudinit, "layering,exclusive-lock,journaling");
+    let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
+    node.append(&config, &format!("ide2: ceph-krbd:vm-{vmid}-cloudinit,media=cdrom\n"));
+    let stop = || node.run(["hook", &vmid.to_string(), "post-stop"]);
+    let journaled = |spec: &str| node.features(spec).contains(&"journaling".to_owned());
+
+    let at = |n| node.path(&format!("/etc/pve/nodes/{n}/qemu-server/{vmid}.conf"));
+    std::fs::rename(at("pve1"), at("pve2")).unwrap();
+    let ran = stop();
+    assert!(ran.code == 0 && journaled(&cloudinit), "a failed migration calls it on the target: {ran:?}");
+    std::fs::rename(at("pve2"), at("pve1")).unwrap();
+
+    let writer = node.lab.writer(&cloudinit);
+    assert_eq!(stop().code, 0);
+    assert!(journaled(&cloudinit) && writer.alive());
+    writer.stop();
+
+    let ran = stop();
+    assert_eq!((ran.code, ran.stdout.as_str()), (0, ""), "{ran:?}");
+    assert!(!journaled(&cloudinit) && journaled(&data), "{ran:?}");
+    let again = stop();
+    assert_eq!((again.code, again.stderr.as_str()), (0, ""), "nothing to do, nothing to say");
+}
+
+/// The table of `context.rs`, row by row, by the real binary on real files.
+#[test]
+fn every_situation_changes_what_it_may_and_no_more() {
+    // lock or property, may change, exit
+    for (line, changes, code) in [
+        ("", true, 0),
+        ("lock: backup\n", true, 0),
+        ("lock: suspended\n", true, 0),
+        ("lock: migrate\n", false, 0),
+        ("lock: create\n", false, 0),
+        // PVE itself refuses these before the hook; by hand nothing is changed either.
+        ("lock: rollback\n", false, 3),
+        ("lock: backup\ntemplate: 1\n", false, 3),
+    ] {
+        let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
+        node.append(&format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"), line);
+        let ran = hook(&node, vmid);
+        assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{line:?}: {ran:?}");
+        assert_eq!(!node.features(&spec).contains(&"journaling".to_owned()), changes, "{line:?}: {ran:?}");
+    }
+}
+
+/// The memory of a hibernated guest is a disk too.
+#[test]
+fn a_hibernated_guests_memory_is_looked_at() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    let state = format!("vm-{vmid}-state-suspend-2026-11-23");
+    node.append(
+        &format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"),
+        &format!("lock: suspended\nvmstate: ceph-krbd:{state}\n"),
+    );
+    let ran = hook(&node, vmid);
+    assert!(ran.code == 3 && ran.stderr.contains(&state), "{ran:?}");
+    node.image(&format!("rbd/{state}"), "layering,exclusive-lock,journaling");
+    assert_eq!(hook(&node, vmid).code, 0);
+    assert!(!node.features(&format!("rbd/{state}")).contains(&"journaling".to_owned()));
+}
+
+/// A container's volumes are always the kernel's, whatever the storage says.
+#[test]
+fn a_containers_volumes_are_made_fit_for_the_kernel() {
+    let (node, vmid) = (Node::new(), new_vmid());
+    node.append("/etc/pve/storage.cfg", "\nrbd: ct\n\tcontent rootdir\n\tpool rbd\n");
+    std::fs::copy(
+        node.path("/etc/pve/priv/ceph/ceph-krbd.keyring"),
+        node.path("/etc/pve/priv/ceph/ct.keyring"),
+    )
+    .unwrap();
+    let spec = format!("rbd/vm-{vmid}-disk-0");
+    node.image(&spec, "layering,exclusive-lock,journaling");
+    node.write(
+        &format!("/etc/pve/nodes/pve1/lxc/{vmid}.conf"),
+        &format!("rootfs: ct:vm-{vmid}-disk-0,size=8M\n"),
+    );
+    let ran = hook(&node, vmid);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(!node.features(&spec).contains(&"journaling".to_owned()), "{ran:?}");
+}
+
+/// On a migration target the answer comes in time even if Ceph does not answer at all.
+#[test]
+fn a_migration_does_not_wait_for_a_dead_cluster() {
+    let (node, vmid) = (Node::on(Lab::own(&[])), new_vmid());
+    node.image(&format!("rbd/vm-{vmid}-disk-0"), DEFAULT);
+    node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
+    node.lab.pause("all");
+    let mut command = node.command(["hook", &vmid.to_string(), "pre-start"]);
+    command.env("PVE_MIGRATED_FROM", "pve2");
+    let ran = Ran::of(command);
+    node.lab.resume("all");
+    assert!(ran.code == 0 && ran.stdout.is_empty() && ran.took < Duration::from_millis(5500), "{ran:?}");
+    assert!(ran.stderr.contains("cluster-unreachable"), "{ran:?}");
+}
