@@ -206,9 +206,7 @@ impl Kernel {
             self.rbd(&["mirror", "pool", "enable", "mirror", "image"]);
             self.rbd(&["create", "--size", "8M", WITNESS]);
         }
-        if !self.writer("alive", &self.witness()) {
-            succeed(tool("writer").arg("start").arg(&self.directory).arg(WITNESS).arg(self.witness()));
-        }
+        self.wake_witness();
         for node in [self.node(1), self.node(2)] {
             node.come_up();
         }
@@ -339,9 +337,23 @@ impl Kernel {
         succeed(tool("ceph").arg("pause").arg(&self.directory).arg(daemons));
     }
 
-    /// Ends a pause.
+    /// Ends a pause. What the pause did to the witness is the lab's doing, not the product's.
     pub fn resume(&self, daemons: &str) {
         succeed(tool("ceph").arg("resume").arg(&self.directory).arg(daemons));
+        self.wake_witness();
+    }
+
+    /// The witness writes; one that does not is replaced. In a pause longer than its watch lasts a librbd client
+    /// loses the watch, and does not always find back.
+    fn wake_witness(&self) {
+        if self.writer("alive", &self.witness()) {
+            return;
+        }
+        let lockers = self.rbd_json(&["lock", "ls", WITNESS]);
+        let owner = lockers.get(0).and_then(|locker| locker["address"].as_str());
+        owner.into_iter().for_each(|address| self.is_dead(address));
+        self.writer("kill", &self.witness());
+        succeed(tool("writer").arg("start").arg(&self.directory).arg(WITNESS).arg(self.witness()));
     }
 
     fn clean(&self) {
