@@ -6,3 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
+
+/// Up to half a second by chance, so that guests that start together do not all try again together.
+pub fn jitter() -> Duration {
+    Duration::from_millis(u64::from(now().subsec_nanos()) % 500)
+}

@@ -2,6 +2,7 @@
 
 use crate::action::{ActionReport, ActionResult};
 use crate::cli::Start;
+use crate::clock::jitter;
 use crate::commands::confirm::confirm;
 use crate::commands::session::Session;
 use crate::commands::world::RealWorld;
@@ -63,7 +64,7 @@ fn climb(mut session: Session, options: &Start) -> Result<(Vec<Try>, Exit)> {
     let deadline = Instant::now() + Duration::from_secs(options.deadline);
     let mut tries: Vec<Try> = Vec::new();
     for number in 1..=options.tries {
-        let pause = pause_before(number);
+        let pause = if number > 1 { pause_before(number) + jitter() } else { Duration::ZERO };
         if Instant::now() + pause >= deadline {
             return Ok((tries, Exit::Deadline));
         }

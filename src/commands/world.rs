@@ -106,9 +106,7 @@ impl World for RealWorld<'_> {
 
     fn pause(&mut self, failures: usize) {
         let seconds = 1 << failures.min(4);
-        // Guests that start together shall not all try again together.
-        let jitter = Duration::from_millis(u64::from(clock::now().subsec_nanos()) % 500);
-        std::thread::sleep(self.left(Duration::from_secs(seconds) + jitter));
+        std::thread::sleep(self.left(Duration::from_secs(seconds) + clock::jitter()));
     }
 }
 
