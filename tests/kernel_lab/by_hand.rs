@@ -100,3 +100,22 @@ fn start_knows_when_to_stop() {
         assert_eq!(kernel.features(&disks[0]), ["layering", "exclusive-lock", "object-map", "fast-diff"]);
     });
 }
+
+/// Another node lost its power with the guest on it: the lock is waited out and broken before `qm` is called.
+#[test]
+fn start_after_a_node_crash() {
+    on_the_kernel(|kernel| {
+        let (node, lost) = (kernel.node(1), kernel.node(2));
+        let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        assert_eq!(lost.pve_start(&disks), [0]);
+        lost.writer(&disks[0], "live");
+        let dead = lost.client_of(&disks[0]);
+        lost.crash();
+        lost.boot();
+        assert_eq!(kernel.lock_owner(&disks[0]), Some(dead), "the lock stays");
+        qm(&node, vmid, &disks, "");
+        let (code, told) = start(&node, vmid, "");
+        assert_eq!((code, &told["started"]), (0, &true.into()), "{told:#}");
+        assert_eq!(kernel.lock_owner(&disks[0]), Some(node.client_of(&disks[0])));
+    });
+}

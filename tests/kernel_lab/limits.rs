@@ -113,3 +113,36 @@ fn killed_at_ten_moments_of_a_repair() {
         }
     });
 }
+
+/// Eight guests of a node whose kernel client is dead, all started in one moment, while a ninth keeps that client alive.
+#[test]
+fn many_guests_at_once_on_a_dead_client() {
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let (other, others) = node.guest_with(&[(KRBD, DEFAULT)]);
+        let (_, leftovers) = node.guest_with(&[(KRBD, DEFAULT)]);
+        let guests: Vec<_> = (0..8).map(|_| node.guest_with(&[(KRBD, DEFAULT)])).collect();
+        assert_eq!(node.pve_start(&[&others[..], &leftovers].concat()), [0, 0]);
+        let qemu = node.run_guest(other, &others[0]);
+        let dead = node.blocklist_client_of(&others[0]);
+
+        let hooks: Vec<String> = guests
+            .iter()
+            .map(|(vmid, _)| {
+                format!("{{ rbd-preflight hook {vmid} pre-start >/run/hook.{vmid} 2>&1; echo $? >>/run/hook.{vmid}; }} &")
+            })
+            .collect();
+        let begun = Instant::now();
+        node.must(&format!("{}\nwait", hooks.join("\n")));
+        say(&format!("8 hooks at once on a dead client: {:.1} s", begun.elapsed().as_secs_f64()));
+        for (vmid, disks) in &guests {
+            let said = node.must(&format!("cat /run/hook.{vmid}; rm /run/hook.{vmid}"));
+            assert!(said.ends_with("\n0\n") && said.contains("the start goes on"), "{said}");
+            node.assert_ready(disks);
+            assert_ne!(node.client_of(&disks[0]), dead);
+        }
+        assert_eq!(node.client_of(&others[0]), dead, "what a running guest uses is never unmapped");
+        node.must(&format!("kill -0 {qemu}"));
+        assert_eq!(node.left_running(), "");
+    });
+}
