@@ -7,8 +7,7 @@
 
 use crate::reading::Failure;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
 
 /// A positive errno.
 pub type Errno = i32;
@@ -73,7 +72,6 @@ macro_rules! functions {
 }
 
 type Handle = *mut c_void;
-type Callback = extern "C" fn(Handle, *mut c_void);
 
 functions!(Rados, "librados.so.2", "librados2", {
     rados_create2(*mut Handle, *const c_char, *const c_char, u64) -> c_int;
@@ -98,12 +96,9 @@ functions!(Rados, "librados.so.2", "librados2", {
 });
 
 functions!(Rbd, "librbd.so.1", "librbd1", {
-    rbd_aio_create_completion(*mut c_void, Callback, *mut Handle) -> c_int;
-    rbd_aio_get_return_value(Handle) -> isize;
-    rbd_aio_release(Handle);
-    rbd_aio_open_read_only(Handle, *const c_char, *mut Handle, *const c_char, Handle) -> c_int;
-    rbd_aio_close(Handle, Handle) -> c_int;
     rbd_open(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
+    rbd_close(Handle) -> c_int;
+    rbd_open_read_only(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
     rbd_open_by_id_read_only(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
     rbd_stat(Handle, *mut ImageInfo, usize) -> c_int;
     rbd_get_old_format(Handle, *mut u8) -> c_int;
@@ -275,53 +270,13 @@ fn ask_text(ask: impl Fn(*mut c_char, usize) -> c_int) -> Result<String, Errno> 
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Images that librbd still works on
-// ---------------------------------------------------------------------------------------------------------------
-
-/// Counts the images that are being opened, open, or being closed.
-#[derive(Default)]
-struct Busy {
-    images: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Busy {
-    fn enter(&self) {
-        *self.images.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    }
-
-    fn leave(&self) {
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        *images = images.saturating_sub(1);
-        self.changed.notify_all();
-    }
-
-    fn wait_for_none(&self, at_most: Duration) -> bool {
-        let until = Instant::now() + at_most;
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        while *images > 0 {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            images = self.changed.wait_timeout(images, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------
 // Cluster
 // ---------------------------------------------------------------------------------------------------------------
 
 /// A handle on a cluster (`rados_t`): configured, then connected, shut down when it is dropped.
-///
-/// Its last `Arc` must not be dropped on one of librbd's own threads: whoever connects keeps one and drops it after
-/// [`Cluster::wait_until_idle`].
 pub struct Cluster {
     handle: Handle,
     rados: &'static Rados,
-    busy: Arc<Busy>,
 }
 
 // SAFETY: librados documents `rados_t` as usable from any thread, and from several at once.
@@ -342,7 +297,7 @@ impl Cluster {
         // SAFETY: the strings are NUL-terminated and outlive the call; `handle` is a place for the result.
         let result = unsafe { (rados.rados_create2)(&raw mut handle, c"ceph".as_ptr(), name.as_ptr(), 0) };
         check(result).map_err(|errno| Failure::errno(what(), errno))?;
-        Ok(Self { handle, rados, busy: Arc::default() })
+        Ok(Self { handle, rados })
     }
 
     /// Reads a ceph.conf; `None` stands for Ceph's default places (`/etc/ceph/ceph.conf`, …).
@@ -486,11 +441,6 @@ impl Cluster {
         unsafe { (self.rados.rados_ioctx_set_namespace)(io, namespace.as_ptr()) };
         Ok(Arc::new(Pool { io, cluster: Arc::clone(self) }))
     }
-
-    /// Waits until no image of this cluster is open or being opened or closed. False if that took too long.
-    pub fn wait_until_idle(&self, at_most: Duration) -> bool {
-        self.busy.wait_for_none(at_most)
-    }
 }
 
 impl Drop for Cluster {
@@ -515,17 +465,6 @@ pub struct Pool {
 unsafe impl Send for Pool {}
 // SAFETY: as above.
 unsafe impl Sync for Pool {}
-
-/// What gets an image, or the errno of opening it, on a thread of librbd's: it must not block or panic.
-type Opened = Box<dyn FnOnce(Result<Image, Errno>) + Send>;
-
-/// What librbd needs until an image is open.
-struct Opening {
-    image: Handle,
-    pool: Arc<Pool>,
-    rbd: &'static Rbd,
-    opened: Opened,
-}
 
 impl Pool {
     /// The cluster that this pool is of.
@@ -630,46 +569,14 @@ impl Pool {
         Ok(state)
     }
 
-    /// Starts to open an image for reading, which registers no watch. `opened` is called once, on a thread of
-    /// librbd's: it must not block.
+    /// Opens an image for reading. Registers no watch.
     ///
     /// # Errors
-    /// librbd is missing; `opened` is not called then. What comes of opening goes to `opened`.
-    pub fn start_open(
-        self: &Arc<Self>,
-        image: &str,
-        opened: impl FnOnce(Result<Image, Errno>) + Send + 'static,
-    ) -> Result<(), Failure> {
+    /// Ceph's errno, or that librbd is missing.
+    pub fn open(self: &Arc<Self>, image: &str) -> Result<Image, Failure> {
         let rbd = Rbd::get()?;
-        let failure = |errno| Failure::errno(format!("open {image}"), errno);
-        let name = c_text(image).map_err(failure)?;
-        let opening =
-            Opening { image: std::ptr::null_mut(), pool: Arc::clone(self), rbd, opened: Box::new(opened) };
-        let opening = Box::into_raw(Box::new(opening));
-        let mut completion = std::ptr::null_mut();
-        // SAFETY: `opening` lives until `open_done`, which librbd calls exactly once.
-        let made = unsafe { (rbd.rbd_aio_create_completion)(opening.cast(), open_done, &raw mut completion) };
-        if let Err(errno) = check(made) {
-            // SAFETY: nobody else has the box: there is no completion.
-            drop(unsafe { Box::from_raw(opening) });
-            return Err(failure(errno));
-        }
-        self.cluster.busy.enter();
-        // SAFETY: the io context is held by `opening`, as is the place for the image; librbd copies the name.
-        let started = unsafe {
-            let place = &raw mut (*opening).image;
-            (rbd.rbd_aio_open_read_only)(self.io, name.as_ptr(), place, std::ptr::null(), completion)
-        };
-        if let Err(errno) = check(started) {
-            // SAFETY: nothing was started, so `open_done` will not be called, and nobody else has these.
-            unsafe {
-                (rbd.rbd_aio_release)(completion);
-                drop(Box::from_raw(opening));
-            }
-            self.cluster.busy.leave();
-            return Err(failure(errno));
-        }
-        Ok(())
+        self.open_now(rbd, image, rbd.rbd_open_read_only)
+            .map_err(|errno| Failure::errno(format!("open {image}"), errno))
     }
 
     /// Opens an image by its id for reading, also one in the trash. Registers no watch.
@@ -702,29 +609,7 @@ impl Pool {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the io context is live; the name outlives the call; no snapshot; a place for the image.
         check(unsafe { open(self.io, name.as_ptr(), &raw mut handle, std::ptr::null()) })?;
-        self.cluster.busy.enter();
         Ok(Image { handle, rbd, pool: Arc::clone(self) })
-    }
-}
-
-/// librbd calls this when an image is open or cannot be opened.
-extern "C" fn open_done(completion: Handle, argument: *mut c_void) {
-    // SAFETY: `argument` is the box of `start_open`; librbd calls this once and has no more use for it.
-    let Opening { image, pool, rbd, opened } = *unsafe { Box::from_raw(argument.cast::<Opening>()) };
-    // SAFETY: the completion is complete; it is released once.
-    let result = unsafe {
-        let result = (rbd.rbd_aio_get_return_value)(completion);
-        (rbd.rbd_aio_release)(completion);
-        result
-    };
-    match check_size(result) {
-        Ok(_) => opened(Ok(Image { handle: image, rbd, pool })),
-        Err(errno) => {
-            let busy = Arc::clone(&pool.cluster.busy);
-            opened(Err(errno));
-            drop(pool);
-            busy.leave();
-        }
     }
 }
 
@@ -739,7 +624,7 @@ impl Drop for Pool {
 // Image
 // ---------------------------------------------------------------------------------------------------------------
 
-/// An open image (`rbd_image_t`), closed in the background when it is dropped.
+/// An open image (`rbd_image_t`), closed when it is dropped.
 pub struct Image {
     handle: Handle,
     rbd: &'static Rbd,
@@ -1114,36 +999,11 @@ fn raw_watcher(watcher: &ImageWatcher) -> RawWatcher {
     RawWatcher { address, client: watcher.id as u64, cookie: watcher.cookie }
 }
 
-/// What is held until an image is closed.
-struct Closing {
-    pool: Arc<Pool>,
-    rbd: &'static Rbd,
-}
-
 impl Drop for Image {
-    /// In the background, because this may run on librbd's own thread, where waiting for librbd would never end.
     fn drop(&mut self) {
-        let closing = Box::into_raw(Box::new(Closing { pool: Arc::clone(&self.pool), rbd: self.rbd }));
-        let mut completion = std::ptr::null_mut();
-        // SAFETY: `closing` lives until `close_done`. Should librbd refuse, image and box are left as they are, the
-        // cluster never becomes idle and is never shut down: a leak, nothing worse.
-        unsafe {
-            if (self.rbd.rbd_aio_create_completion)(closing.cast(), close_done, &raw mut completion) >= 0 {
-                (self.rbd.rbd_aio_close)(self.handle, completion);
-            }
-        }
+        // SAFETY: the image is open and nobody else has it; its io context lives until `pool` is dropped.
+        unsafe { (self.rbd.rbd_close)(self.handle) };
     }
-}
-
-/// librbd calls this when an image is closed.
-extern "C" fn close_done(completion: Handle, argument: *mut c_void) {
-    // SAFETY: `argument` is the box of `Image::drop`; librbd calls this once and has no more use for it.
-    let Closing { pool, rbd } = *unsafe { Box::from_raw(argument.cast::<Closing>()) };
-    // SAFETY: the completion is complete; it is released once.
-    unsafe { (rbd.rbd_aio_release)(completion) };
-    let busy = Arc::clone(&pool.cluster.busy);
-    drop(pool); // before leaving: the cluster's last `Arc` is then never ours
-    busy.leave();
 }
 
 #[cfg(test)]

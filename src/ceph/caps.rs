@@ -8,7 +8,7 @@
 
 use crate::ceph::background;
 use crate::ceph::binding::Cluster;
-use crate::ceph::connect::{Session, place};
+use crate::ceph::connect::{connect, place};
 use crate::process::quoted;
 use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
@@ -235,18 +235,18 @@ struct Job {
 
 impl Job {
     fn run(&self) -> Result<Caps, Failure> {
-        let session = Session::open(&self.own, self.deadline);
+        let session = connect(&self.own, self.deadline);
         let own = match &session {
             Ok(session) => ask(session, &self.user),
             Err(failure) => Err(failure.clone()),
         };
-        own.or_else(|failure| self.ask_as_admin(session.as_ref().ok()).ok_or(failure))
+        own.or_else(|failure| self.ask_as_admin(session.as_deref().ok()).ok_or(failure))
     }
 
     /// As client.admin of the same cluster, where that is certain.
-    fn ask_as_admin(&self, own: Option<&Session>) -> Option<Caps> {
+    fn ask_as_admin(&self, own: Option<&Cluster>) -> Option<Caps> {
         let admin = self.admin.as_ref()?;
-        let session = Session::open(admin, self.deadline).ok()?;
+        let session = connect(admin, self.deadline).ok()?;
         let same = match own {
             Some(own) => own.fsid().ok()? == session.fsid().ok()?,
             None => self.own.mon_host.is_none() && self.own.conf == admin.conf,

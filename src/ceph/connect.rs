@@ -3,7 +3,6 @@
 use crate::ceph::binding::{Cluster, Errno};
 use crate::pve::connection::Connection;
 use crate::reading::Failure;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,42 +22,15 @@ const QUIET: [(&str, &str); 8] = [
 /// The options that bound Ceph's own calls, in whole seconds.
 const TIMEOUTS: [&str; 3] = ["client_mount_timeout", "rados_mon_op_timeout", "rados_osd_op_timeout"];
 
-/// A connected cluster. Dropping it waits until librbd has closed all images, then shuts the connection down.
-pub struct Session {
-    cluster: Arc<Cluster>,
-    patience: Duration,
-}
-
-impl Session {
-    /// Connects as PVE does (`PVE::CephConfig::ceph_connect_option`), with every call of Ceph's bounded by `deadline`.
-    ///
-    /// # Errors
-    /// What was tried, and Ceph's errno: 2 no ceph.conf or no keyring, 13 or 1 a wrong key, 110 nobody answered.
-    pub fn open(connection: &Connection, deadline: Duration) -> Result<Self, Failure> {
-        let cluster = Cluster::create(&connection.user)?;
-        configure(&cluster, connection, deadline)?;
-        cluster
-            .connect()
-            .map_err(|errno| Failure::errno(format!("connect to {}", place(connection)), errno))?;
-        Ok(Self { cluster: Arc::new(cluster), patience: deadline })
-    }
-}
-
-impl Deref for Session {
-    type Target = Arc<Cluster>;
-
-    fn deref(&self) -> &Arc<Cluster> {
-        &self.cluster
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if !self.cluster.wait_until_idle(self.patience) {
-            // Shutting down under librbd would crash it; the process ends soon and takes the connection with it.
-            std::mem::forget(Arc::clone(&self.cluster));
-        }
-    }
+/// Connects as PVE does (`PVE::CephConfig::ceph_connect_option`), with every call of Ceph's bounded by `deadline`.
+///
+/// # Errors
+/// What was tried, and Ceph's errno: 2 no ceph.conf or no keyring, 13 or 1 a wrong key, 110 nobody answered.
+pub fn connect(connection: &Connection, deadline: Duration) -> Result<Arc<Cluster>, Failure> {
+    let cluster = Cluster::create(&connection.user)?;
+    configure(&cluster, connection, deadline)?;
+    cluster.connect().map_err(|errno| Failure::errno(format!("connect to {}", place(connection)), errno))?;
+    Ok(Arc::new(cluster))
 }
 
 /// Where a connection leads and as whom, in words.

@@ -4,7 +4,7 @@
 
 use crate::ceph::background::{self, Wanted};
 use crate::ceph::binding::{Errno, Image};
-use crate::ceph::connect::{Session, place};
+use crate::ceph::connect::{connect, place};
 use crate::ceph::facts::{read_lock, read_watchers};
 use crate::ceph::features::Features;
 use crate::ceph::image::{Lock, Locker, Spec, Watcher};
@@ -94,7 +94,7 @@ struct Job {
 
 impl Job {
     fn run(&self, wanted: &Wanted) -> Result<(), NotBroken> {
-        let session = Session::open(&self.connection, self.deadline).map_err(NotBroken::Failed)?;
+        let session = connect(&self.connection, self.deadline).map_err(NotBroken::Failed)?;
         let pool = session
             .pool(&self.spec.pool, self.spec.namespace.as_deref())
             .map_err(|errno| self.failed("reach the pool of", errno))?;

@@ -2,9 +2,9 @@
 
 use crate::ceph::absence;
 use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Errno, Image, Pool};
+use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, Health};
-use crate::ceph::connect::{Session, place};
+use crate::ceph::connect::{connect, place};
 use crate::ceph::facts::read_facts;
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageReading, Spec};
@@ -12,18 +12,16 @@ use crate::ceph::monitors;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
 /// `ETIMEDOUT`.
 const ETIMEDOUT: Errno = 110;
-/// Images that are open at one time.
-const OPEN_AT_ONCE: usize = 64;
-/// Threads that read open images.
-const READERS: usize = 8;
+/// Images that are read at one time.
+const READERS: usize = 16;
 
 /// Reads what the monitors say and what Ceph knows of each image of `specs` (any pools and namespaces of one
 /// cluster), in the order of `specs`. Registers no watch and changes nothing. librbd is loaded only if there are specs.
@@ -124,97 +122,74 @@ struct Job {
 impl Job {
     /// The receiver of news may be gone at any time, which is no failure: nobody wants the rest then.
     fn run(self, tell: &Sender<News>, wanted: &Wanted) {
-        let session = match Session::open(&self.connection, self.deadline) {
-            Ok(session) => session,
+        let cluster = match connect(&self.connection, self.deadline) {
+            Ok(cluster) => cluster,
             Err(failure) => {
                 let _ = tell.send(News::Connected(Err(failure)));
                 return;
             }
         };
-        let fsid = session.fsid().map_err(|errno| Failure::errno("read the cluster's fsid", errno));
+        let fsid = cluster.fsid().map_err(|errno| Failure::errno("read the cluster's fsid", errno));
         let _ = tell.send(News::Connected(fsid));
         thread::scope(|scope| {
-            scope.spawn(|| ask_monitors(&session, tell));
-            read_images(&session, &self.specs, tell, wanted);
+            scope.spawn(|| ask_monitors(&cluster, tell));
+            read_images(&cluster, &self.specs, tell, wanted);
         });
     }
 }
 
-fn ask_monitors(session: &Session, tell: &Sender<News>) {
-    let _ = tell.send(News::DefaultFeatures(monitors::read_default_features(session)));
-    let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(session)));
-    let _ = tell.send(News::Blocklist(monitors::read_blocklist(session)));
-    let _ = tell.send(News::Health(monitors::read_health(session)));
+fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
+    let _ = tell.send(News::DefaultFeatures(monitors::read_default_features(cluster)));
+    let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(cluster)));
+    let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
+    let _ = tell.send(News::Health(monitors::read_health(cluster)));
 }
 
-/// An image that librbd has opened, or the errno of opening it.
-type Arrival = (usize, Arc<Pool>, Result<Image, Errno>);
-
 /// Pools that were looked for, by name and namespace.
-type Pools = HashMap<(String, Option<String>), Result<Arc<Pool>, Errno>>;
+type Pools<'a> = HashMap<(&'a str, Option<&'a str>), Result<Arc<Pool>, Errno>>;
 
-/// librbd opens many images at once in its own threads; each goes to a free reader as it arrives, so one that is slow
-/// keeps no other waiting.
-fn read_images(session: &Session, specs: &[Spec], tell: &Sender<News>, wanted: &Wanted) {
-    let (arrive, arrivals) = mpsc::channel();
-    let (leave, left) = mpsc::channel();
-    let arrivals = Mutex::new(arrivals);
+/// Each reader takes the next image that nobody has taken, so one that is slow keeps few others waiting.
+fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, wanted: &Wanted) {
+    let mut pools = Pools::new();
+    for Spec { pool, namespace, .. } in specs {
+        let namespace = namespace.as_deref();
+        pools.entry((pool, namespace)).or_insert_with(|| cluster.pool(pool, namespace));
+    }
+    let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..READERS.min(specs.len()) {
-            let leave = leave.clone();
-            let arrivals = &arrivals;
-            scope.spawn(move || read_arrivals(specs, arrivals, tell, &leave));
+            scope.spawn(|| {
+                while let Some((index, spec)) = take(&next, specs).filter(|_| wanted.still()) {
+                    read_image(&pools, spec, |reading| {
+                        let _ = tell.send(News::Image(index, reading));
+                    });
+                }
+            });
         }
-        let mut pools = Pools::new();
-        for (index, spec) in specs.iter().enumerate() {
-            if index >= OPEN_AT_ONCE && left.recv().is_err() || !wanted.still() {
-                break;
-            }
-            if let Err(reading) = start(session, &mut pools, index, spec, &arrive) {
-                let _ = tell.send(News::Image(index, reading));
-                let _ = leave.send(());
-            }
-        }
-        drop(arrive);
     });
 }
 
-fn start(
-    session: &Session,
-    pools: &mut Pools,
-    index: usize,
-    spec: &Spec,
-    arrive: &Sender<Arrival>,
-) -> Result<(), ImageReading> {
-    let pool = match pools.entry((spec.pool.clone(), spec.namespace.clone())) {
-        Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(new) => new.insert(session.pool(&spec.pool, spec.namespace.as_deref())),
-    };
-    let pool = pool.as_ref().map_err(|errno| absence::of_pool(spec, *errno))?;
-    let (arrive, held) = (arrive.clone(), Arc::clone(pool));
-    let opened = move |image| {
-        let _ = arrive.send((index, held, image));
-    };
-    pool.start_open(&spec.image, opened).map_err(ImageReading::Unknown)
+fn take<'a>(next: &AtomicUsize, specs: &'a [Spec]) -> Option<(usize, &'a Spec)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    specs.get(index).map(|spec| (index, spec))
 }
 
-fn read_arrivals(
-    specs: &[Spec],
-    arrivals: &Mutex<Receiver<Arrival>>,
-    tell: &Sender<News>,
-    leave: &Sender<()>,
-) {
-    loop {
-        let arrival = arrivals.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((index, pool, opened)) = arrival else { return };
-        let Some(spec) = specs.get(index) else { return };
-        let reading = match opened {
-            Ok(image) => read_facts(spec, &image)
+/// Tells what was read before the image is closed: nobody need wait for that.
+fn read_image(pools: &Pools, spec: &Spec, tell: impl FnOnce(ImageReading)) {
+    let pool = match pools.get(&(spec.pool.as_str(), spec.namespace.as_deref())) {
+        Some(Ok(pool)) => pool,
+        Some(Err(errno)) => return tell(absence::of_pool(spec, *errno)),
+        None => return, // every spec's pool was looked for
+    };
+    match pool.open(&spec.image) {
+        Ok(image) => tell(
+            read_facts(spec, &image)
                 .map_or_else(ImageReading::Unknown, |facts| ImageReading::Found(Box::new(facts))),
-            Err(errno) => absence::of_image(spec, &pool, errno),
-        };
-        let _ = tell.send(News::Image(index, reading));
-        let _ = leave.send(());
+        ),
+        Err(failure) => tell(match failure.errno {
+            Some(errno) => absence::of_image(spec, pool, errno),
+            None => ImageReading::Unknown(failure),
+        }),
     }
 }
 
