@@ -113,9 +113,10 @@ class Tool:
         quiet = subprocess.DEVNULL
         child = subprocess.Popen(dummy, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         pve.write(self.pid_file(vmid), f"{child.pid}\n")
-        # In a test's tree /proc is the tree's own.
+        # In a test's tree /proc is the tree's own; in a whole system the process is there already.
         os.makedirs(pve.at("/proc"), exist_ok=True)
-        os.symlink(f"/proc/{child.pid}", pve.at(f"/proc/{child.pid}"))
+        if not os.path.exists(pve.at(f"/proc/{child.pid}")):
+            os.symlink(f"/proc/{child.pid}", pve.at(f"/proc/{child.pid}"))
 
     def stop(self, vmid):
         with pve.Task(f"{'qm' if self.kind == 'qm' else 'vz'}stop", vmid), self.lock(vmid):
@@ -127,7 +128,8 @@ class Tool:
             while pve.alive(pid):
                 time.sleep(0.02)
             os.unlink(pve.at(self.pid_file(vmid)))
-            os.unlink(pve.at(f"/proc/{pid}"))
+            if os.path.islink(pve.at(f"/proc/{pid}")):
+                os.unlink(pve.at(f"/proc/{pid}"))
             pve.exec_hookscript(conf, vmid, "post-stop")
 
     def run(self, arguments):
