@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = include_str!("../packaging/config.yaml");
 const GUIDE: &str = "docs/when-a-guest-does-not-start.md";
+const GUIDE_IN_CHINESE: &str = "docs/when-a-guest-does-not-start.zh-CN.md";
 const HEAD: &str = "<!-- Made by tests/docs-generate; edit what it is made from instead. -->\n\n";
 
 fn path(name: &str) -> PathBuf {
@@ -197,5 +198,48 @@ fn the_guides_lines_of_the_kernel_are_understood() {
     assert!(blocks.len() > 5, "only {} blocks of the kernel's lines", blocks.len());
     for line in blocks.iter().flat_map(|block| block.lines()) {
         assert!(messages::parse(line).is_some(), "the kernel does not say: {line}");
+    }
+}
+
+/// What a translation keeps as it is.
+#[derive(Debug, PartialEq)]
+struct Kept {
+    /// Codes of findings.
+    codes: BTreeSet<String>,
+    /// The headings' levels.
+    headings: Vec<usize>,
+    /// What stands in blocks, comments aside.
+    blocks: Vec<String>,
+}
+
+fn kept(document: &str) -> Kept {
+    let name = Regex::new("`([^`\n]+)`").unwrap();
+    let (mut headings, mut blocks, mut prose, mut inside) = (Vec::new(), Vec::new(), String::new(), false);
+    for line in document.lines() {
+        if line.starts_with("```") {
+            inside = !inside;
+        } else if inside {
+            blocks.push(line.split(" # ").next().unwrap().trim_end().to_owned());
+        } else {
+            headings.extend(line.starts_with('#').then(|| line.split(' ').next().unwrap().len()));
+            prose += line;
+            prose.push('\n');
+        }
+    }
+    let names = name.captures_iter(&prose).map(|c| c[1].to_owned());
+    Kept { codes: names.filter(|name| Code::from_name(name).is_some()).collect(), headings, blocks }
+}
+
+#[test]
+fn the_guide_in_chinese_is_the_guide() {
+    assert_eq!(kept(&read(GUIDE_IN_CHINESE)), kept(&read(GUIDE)));
+}
+
+#[test]
+fn what_readme_shows_in_chinese_it_shows_in_english() {
+    let (chinese, english) = (kept(&read("README.zh-CN.md")), kept(&read("README.md")));
+    assert!(chinese.blocks.len() > 50, "only {} lines are shown", chinese.blocks.len());
+    for line in &chinese.blocks {
+        assert!(english.blocks.contains(line), "README.md does not show: {line}");
     }
 }
