@@ -8,6 +8,7 @@ use common::wait_until;
 use regex::Regex;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -165,6 +166,61 @@ fn what_is_printed_as_json_is_as_the_schema_says() {
     assert!(!history["runs"].as_array().unwrap().is_empty(), "{history:#}");
     valid("doctor", &node.run(["doctor", "--json"]));
     valid("attach", &node.run(["attach", &id, "--dry-run", "--json"]));
+}
+
+#[test]
+fn what_start_prints_as_json_is_as_the_schema_says() {
+    let (node, vmid, _) = Node::with_vm("layering,exclusive-lock,journaling");
+    // A `qm` that never starts anything.
+    node.write("/tools/qm", "#!/bin/sh\nexit 255\n");
+    std::fs::set_permissions(node.path("/tools/qm"), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = node.command(["start", &vmid.to_string(), "--yes", "--tries", "1", "--json"]);
+    let tools = node.path("/tools");
+    command.env("PATH", format!("{}:{}", tools.display(), std::env::var("PATH").unwrap()));
+    let told = valid("start", &Ran::of(command));
+    assert_eq!(told["tries"][0]["actions"][0]["result"], "done", "{told:#}");
+}
+
+/// A mapping that `sysfs` tells of, and what holds it open: only a survey has them.
+#[test]
+fn a_survey_with_mappings_is_as_the_schema_says() {
+    let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    let fsid = node.lab.ceph(&["fsid"]);
+    for (attribute, value) in [
+        ("pool", "rbd"),
+        ("pool_ns", ""),
+        ("name", spec.split('/').nth(1).unwrap()),
+        ("current_snap", "-"),
+        ("cluster_fsid", fsid.trim()),
+        ("client_addr", "10.77.0.2:0/492268007"),
+        ("client_id", "client4324"),
+        ("image_id", ""),
+        ("config_info", "10.77.0.1:6789 name=admin,key=client.admin rbd x -"),
+        ("size", "8388608"),
+        ("features", "0x3d"),
+        ("major", "252"),
+        ("minor", "0"),
+    ] {
+        node.write(&format!("/sys/bus/rbd/devices/0/{attribute}"), &format!("{value}\n"));
+    }
+    node.write("/sys/block/rbd0/ro", "0\n");
+    node.write("/sys/block/rbd0/dev", "252:0\n");
+    node.write("/sys/block/rbd0/holders/dm-3/x", "");
+    node.write("/sys/block/dm-3/dev", "253:3\n");
+    node.write("/sys/block/dm-3/dm/name", "crypt\n");
+    node.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");
+    node.write("/proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+    std::fs::create_dir_all(node.path("/proc/self/ns")).unwrap();
+    symlink("mnt:[1]", node.path("/proc/self/ns/mnt")).unwrap();
+    let file = node.path("/survey.json");
+    let ran = node.run(["check", &vmid.to_string(), "--json", "--save-survey", file.to_str().unwrap()]);
+    valid("check", &ran);
+    let survey: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(survey["node"]["kernel"]["mappings"]["known"][0]["id"], 0, "{survey:#}");
+    let holders = &survey["node"]["mapping_users"]["0"]["holders"]["known"];
+    assert_eq!(holders[0]["block"]["name"], "crypt", "{survey:#}");
+    let wrong = faults("docs/survey.schema.json", "", &survey);
+    assert!(wrong.is_empty(), "not a survey:\n{wrong}\n{survey:#}");
 }
 
 #[test]
