@@ -8,7 +8,7 @@ use crate::ceph::connect::{Session, place};
 use crate::ceph::facts::read_facts;
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageReading, Spec};
-use crate::ceph::monitors;
+use crate::ceph::{list, monitors};
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
 use std::collections::HashMap;
@@ -36,13 +36,49 @@ pub fn read_cluster(
     specs: &[Spec],
     deadline: Duration,
 ) -> Reading<(ClusterFacts, Vec<ImageReading>)> {
-    let mut gathered = Gathered { images: vec![None; specs.len()], ..Gathered::default() };
-    let job = Job { connection: connection.clone(), specs: specs.to_vec(), deadline };
-    let ended =
-        background::run(deadline, move |tell, wanted| job.run(tell, wanted), |news| gathered.take(news));
+    read_all(connection, &Wish { specs, ..Wish::default() }, deadline, &|| ()).0
+}
+
+/// What is wanted of a cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish<'a> {
+    /// Images to read.
+    pub specs: &'a [Spec],
+    /// Pools, and namespaces in them, whose images' names are wanted.
+    pub pools: &'a [PoolName],
+}
+
+/// A pool's name, and a namespace in it.
+pub type PoolName = (String, Option<String>);
+
+/// What was read of a cluster and its images.
+pub type ClusterReading = Reading<(ClusterFacts, Vec<ImageReading>)>;
+
+/// [`read_cluster`], and over the same connection the names of all images in some pools, in the order of the pools.
+/// `on_image` is called after each image that was read.
+pub fn read_all(
+    connection: &Connection,
+    wish: &Wish<'_>,
+    deadline: Duration,
+    on_image: &dyn Fn(),
+) -> (ClusterReading, Vec<Reading<Vec<String>>>) {
+    let Wish { specs, pools } = *wish;
+    let mut gathered =
+        Gathered { images: vec![None; specs.len()], listed: vec![None; pools.len()], ..Gathered::default() };
+    let job = Job { connection: connection.clone(), specs: specs.to_vec(), pools: pools.to_vec(), deadline };
+    let hear = |news| {
+        if matches!(news, News::Image(..)) {
+            on_image();
+        }
+        gathered.take(news);
+    };
+    let ended = background::run(deadline, move |tell, wanted| job.run(tell, wanted), hear);
+    let listed = std::mem::take(&mut gathered.listed).into_iter().zip(pools);
+    let listed = listed.map(|(names, pool)| or_late(names, &format!("list the images of {}", pool.0)));
+    let listed = listed.collect();
     match ended {
-        Ok(_) => gathered.finish(connection, specs),
-        Err(failure) => Reading::Unknown(failure),
+        Ok(_) => (gathered.finish(connection, specs), listed),
+        Err(failure) => (Reading::Unknown(failure), listed),
     }
 }
 
@@ -54,6 +90,7 @@ enum News {
     DefaultFeatures(Reading<Features>),
     BlocklistExpiry(Reading<u64>),
     Image(usize, ImageReading),
+    Listed(usize, Reading<Vec<String>>),
 }
 
 /// What has been heard so far.
@@ -65,6 +102,7 @@ struct Gathered {
     default_features: Option<Reading<Features>>,
     blocklist_expiry: Option<Reading<u64>>,
     images: Vec<Option<ImageReading>>,
+    listed: Vec<Option<Reading<Vec<String>>>>,
 }
 
 impl Gathered {
@@ -78,6 +116,11 @@ impl Gathered {
             News::Image(index, reading) => {
                 if let Some(place) = self.images.get_mut(index) {
                     *place = Some(reading);
+                }
+            }
+            News::Listed(index, names) => {
+                if let Some(place) = self.listed.get_mut(index) {
+                    *place = Some(names);
                 }
             }
         }
@@ -118,6 +161,7 @@ fn or_late<T>(reading: Option<Reading<T>>, what: &str) -> Reading<T> {
 struct Job {
     connection: Connection,
     specs: Vec<Spec>,
+    pools: Vec<PoolName>,
     deadline: Duration,
 }
 
@@ -135,6 +179,7 @@ impl Job {
         let _ = tell.send(News::Connected(fsid));
         thread::scope(|scope| {
             scope.spawn(|| ask_monitors(&session, tell));
+            scope.spawn(|| list_pools(&session, &self.pools, tell, wanted));
             read_images(&session, &self.specs, tell, wanted);
         });
     }
@@ -145,6 +190,20 @@ fn ask_monitors(session: &Session, tell: &Sender<News>) {
     let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(session)));
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(session)));
     let _ = tell.send(News::Health(monitors::read_health(session)));
+}
+
+fn list_pools(session: &Session, pools: &[PoolName], tell: &Sender<News>, wanted: &Wanted) {
+    for (index, (pool, namespace)) in pools.iter().enumerate() {
+        if !wanted.still() {
+            return;
+        }
+        let failure = |errno| Failure::errno(format!("list the images of {pool}"), errno);
+        let names = session
+            .pool(pool, namespace.as_deref())
+            .map_err(failure)
+            .and_then(|pool| list::image_names(&pool));
+        let _ = tell.send(News::Listed(index, names.into()));
+    }
 }
 
 /// An image that librbd has opened, or the errno of opening it.
