@@ -1,5 +1,7 @@
 //! The command line: every clap type there is.
 
+use crate::diagnose::code::Code;
+use crate::verdict::Verdict;
 use crate::when::When;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -60,21 +62,52 @@ pub struct Check {
     /// Which guests to look at
     #[command(flatten)]
     pub guests: Guests,
+    /// Every guest of every node, as it would start from this one's view; only read
+    #[arg(long, conflicts_with_all = ["vmids", "all"])]
+    pub cluster: bool,
+    /// Which of the guests to show
+    #[command(flatten)]
+    pub filter: Filter,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prometheus")]
     pub json: bool,
-    /// Show notes too
+    /// Print metrics in Prometheus's text format, for the textfile collector of node_exporter
+    #[arg(long, conflicts_with_all = ["survey", "verbose", "quiet"])]
+    pub prometheus: bool,
+    /// Show notes too; after a table, also each guest's report
     #[arg(long, short)]
     pub verbose: bool,
+    /// Of a table, only the guests that are not ready, and no progress bar
+    #[arg(long, short, conflicts_with = "verbose")]
+    pub quiet: bool,
     /// Write what was seen to FILE, to be diagnosed anywhere
-    #[arg(long, value_name = "FILE", conflicts_with = "survey")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["survey", "all", "cluster"])]
     pub save_survey: Option<PathBuf>,
     /// Diagnose a saved survey; needs neither Ceph nor Proxmox VE
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["vmids", "all"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["vmids", "all", "cluster"])]
     pub survey: Option<PathBuf>,
     /// Give up after this many seconds [default: `check_deadline` of the settings]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub deadline: Option<u64>,
+}
+
+/// Which guests a check shows; its exit code and its JSON are those of the guests shown.
+#[derive(Debug, Args)]
+pub struct Filter {
+    /// Only guests with this verdict; may be given more than once
+    #[arg(long, value_name = "VERDICT")]
+    pub only: Vec<Verdict>,
+    /// Only guests with a disk on this storage
+    #[arg(long, value_name = "STORAGE")]
+    pub storage: Option<String>,
+    /// Only guests with this finding, such as `image-missing`
+    #[arg(long, value_name = "CODE", value_parser = code)]
+    pub code: Option<Code>,
+}
+
+/// A finding by its name.
+fn code(text: &str) -> Result<Code, String> {
+    Code::from_name(text).ok_or_else(|| "there is no such finding; README.md lists them".to_owned())
 }
 
 /// `repair`

@@ -2,7 +2,7 @@
 
 mod gather;
 
-pub use gather::gather;
+pub use gather::{Fleet, Names, gather, gather_fleet};
 
 use crate::action::ActionReport;
 use crate::ceph::caps::Caps;

@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use serde::Serialize;
 
 /// Can the guest start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Nothing stands in the way and nothing is to be done.

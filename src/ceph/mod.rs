@@ -14,6 +14,7 @@ mod facts;
 pub mod features;
 pub mod image;
 mod lineage;
+mod list;
 pub mod lock;
 mod monitors;
 pub mod read;

@@ -8,7 +8,7 @@ use crate::ceph::connect::{connect, place};
 use crate::ceph::facts::read_facts;
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageReading, Spec};
-use crate::ceph::monitors;
+use crate::ceph::{list, monitors};
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
 use std::collections::HashMap;
@@ -34,13 +34,49 @@ pub fn read_cluster(
     specs: &[Spec],
     deadline: Duration,
 ) -> Reading<(ClusterFacts, Vec<ImageReading>)> {
-    let mut gathered = Gathered { images: vec![None; specs.len()], ..Gathered::default() };
-    let job = Job { connection: connection.clone(), specs: specs.to_vec(), deadline };
-    let ended =
-        background::run(deadline, move |tell, wanted| job.run(tell, wanted), |news| gathered.take(news));
+    read_all(connection, &Wish { specs, ..Wish::default() }, deadline, &|| ()).0
+}
+
+/// What is wanted of a cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish<'a> {
+    /// Images to read.
+    pub specs: &'a [Spec],
+    /// Pools, and namespaces in them, whose images' names are wanted.
+    pub pools: &'a [PoolName],
+}
+
+/// A pool's name, and a namespace in it.
+pub type PoolName = (String, Option<String>);
+
+/// What was read of a cluster and its images.
+pub type ClusterReading = Reading<(ClusterFacts, Vec<ImageReading>)>;
+
+/// [`read_cluster`], and over the same connection the names of all images in some pools, in the order of the pools.
+/// `on_image` is called after each image that was read.
+pub fn read_all(
+    connection: &Connection,
+    wish: &Wish<'_>,
+    deadline: Duration,
+    on_image: &dyn Fn(),
+) -> (ClusterReading, Vec<Reading<Vec<String>>>) {
+    let Wish { specs, pools } = *wish;
+    let mut gathered =
+        Gathered { images: vec![None; specs.len()], listed: vec![None; pools.len()], ..Gathered::default() };
+    let job = Job { connection: connection.clone(), specs: specs.to_vec(), pools: pools.to_vec(), deadline };
+    let hear = |news| {
+        if matches!(news, News::Image(..)) {
+            on_image();
+        }
+        gathered.take(news);
+    };
+    let ended = background::run(deadline, move |tell, wanted| job.run(tell, wanted), hear);
+    let listed = std::mem::take(&mut gathered.listed).into_iter().zip(pools);
+    let listed = listed.map(|(names, pool)| or_late(names, &format!("list the images of {}", pool.0)));
+    let listed = listed.collect();
     match ended {
-        Ok(_) => gathered.finish(connection, specs),
-        Err(failure) => Reading::Unknown(failure),
+        Ok(_) => (gathered.finish(connection, specs), listed),
+        Err(failure) => (Reading::Unknown(failure), listed),
     }
 }
 
@@ -52,6 +88,7 @@ enum News {
     DefaultFeatures(Reading<Features>),
     BlocklistExpiry(Reading<u64>),
     Image(usize, ImageReading),
+    Listed(usize, Reading<Vec<String>>),
 }
 
 /// What has been heard so far.
@@ -63,6 +100,7 @@ struct Gathered {
     default_features: Option<Reading<Features>>,
     blocklist_expiry: Option<Reading<u64>>,
     images: Vec<Option<ImageReading>>,
+    listed: Vec<Option<Reading<Vec<String>>>>,
 }
 
 impl Gathered {
@@ -76,6 +114,11 @@ impl Gathered {
             News::Image(index, reading) => {
                 if let Some(place) = self.images.get_mut(index) {
                     *place = Some(reading);
+                }
+            }
+            News::Listed(index, names) => {
+                if let Some(place) = self.listed.get_mut(index) {
+                    *place = Some(names);
                 }
             }
         }
@@ -116,6 +159,7 @@ fn or_late<T>(reading: Option<Reading<T>>, what: &str) -> Reading<T> {
 struct Job {
     connection: Connection,
     specs: Vec<Spec>,
+    pools: Vec<PoolName>,
     deadline: Duration,
 }
 
@@ -133,6 +177,7 @@ impl Job {
         let _ = tell.send(News::Connected(fsid));
         thread::scope(|scope| {
             scope.spawn(|| ask_monitors(&cluster, tell));
+            scope.spawn(|| list_pools(&cluster, &self.pools, tell, wanted));
             read_images(&cluster, &self.specs, tell, wanted);
         });
     }
@@ -143,6 +188,20 @@ fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
     let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(cluster)));
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
     let _ = tell.send(News::Health(monitors::read_health(cluster)));
+}
+
+fn list_pools(cluster: &Arc<Cluster>, pools: &[PoolName], tell: &Sender<News>, wanted: &Wanted) {
+    for (index, (pool, namespace)) in pools.iter().enumerate() {
+        if !wanted.still() {
+            return;
+        }
+        let failure = |errno| Failure::errno(format!("list the images of {pool}"), errno);
+        let names = cluster
+            .pool(pool, namespace.as_deref())
+            .map_err(failure)
+            .and_then(|pool| list::image_names(&pool));
+        let _ = tell.send(News::Listed(index, names.into()));
+    }
 }
 
 /// Pools that were looked for, by name and namespace.

@@ -1,39 +1,114 @@
 //! `check`: what would stop a start, and what repair would do. Reads only.
 
 use crate::action::{ActionReport, ActionResult};
-use crate::cli::Check;
+use crate::cli::{Check, Filter};
+use crate::clock;
+use crate::commands::fleet::{self, Manner, Seen};
 use crate::commands::session::{self, Session};
+use crate::diagnose::code::Code;
 use crate::diagnose::diagnose;
+use crate::diagnose::finding::Finding;
 use crate::exit::Exit;
 use crate::plan::plan;
 use crate::policy::Policy;
+use crate::pve::node::all_guests;
+use crate::report::fleet::Unread;
 use crate::report::text::Detail;
-use crate::report::{GuestReport, json, text};
+use crate::report::{self, GuestReport, json, plain, text};
 use crate::root::Root;
 use crate::settings::Settings;
 use crate::survey::Survey;
-use crate::verdict::exit_code;
+use crate::verdict::{Verdict, exit_code};
 use anyhow::{Context, Result};
+use std::cmp::Reverse;
+use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Checks each guest and prints its report; the exit code is the gravest.
 pub fn run(root: &Root, options: &Check) -> Result<Exit> {
-    let reports = match &options.survey {
-        Some(file) => vec![saved(file)?],
-        None => {
-            let check = |vmid: u32| of_guest(root, vmid, options);
-            session::vmids(root, &options.guests)?.into_iter().map(check).collect::<Result<Vec<_>>>()?
-        }
+    if options.guests.all || options.cluster || options.guests.vmids.len() > 1 || options.prometheus {
+        return many(root, options);
+    }
+    let report = match &options.survey {
+        Some(file) => saved(file)?,
+        None => match session::vmids(root, &options.guests)?.first() {
+            Some(vmid) => of_guest(root, *vmid, options)?,
+            None => return Ok(Exit::Ready),
+        },
     };
     if options.json {
-        print_json(&reports);
+        outln!("{:#}", json::guest(&report));
     } else {
-        for report in &reports {
+        print_text(&report, options.verbose);
+    }
+    Ok(exit_code(&report.findings))
+}
+
+/// Checks many guests over one connection to each cluster.
+fn many(root: &Root, options: &Check) -> Result<Exit> {
+    anyhow::ensure!(options.save_survey.is_none(), "--save-survey is for one guest");
+    let (began, at) = (Instant::now(), clock::now().as_secs());
+    let files = if options.cluster { all_guests(root)? } else { session::files(root, &options.guests)? };
+    let whole = options.guests.all || options.cluster;
+    let manner = Manner {
+        deadline: options.deadline.map(Duration::from_secs),
+        orphans: whole,
+        quiet: options.quiet || options.json || options.prometheus,
+    };
+    let Seen { mut reports, unread, findings } = fleet::look(root, &files, manner)?;
+    reports.retain(|report| wanted(report, &options.filter));
+    reports.sort_by_key(|report| (Reverse(report.verdict()), report.survey.guest.vmid));
+    if options.json {
+        outln!("{:#}", report::fleet::json(&reports, &unread, &findings));
+    } else if options.prometheus {
+        let took = began.elapsed().as_secs_f64();
+        out!("{}", report::prometheus::text(&reports, &unread, &findings, at, took));
+        return Ok(Exit::Ready);
+    } else {
+        print_many(&reports, &unread, &findings, options);
+    }
+    let unread = if unread.is_empty() { Exit::Ready } else { Exit::Error };
+    let exits = reports.iter().map(|report| exit_code(&report.findings)).chain([unread]);
+    Ok(exits.max_by_key(|exit| *exit as u8).unwrap_or(Exit::Ready))
+}
+
+fn wanted(report: &GuestReport, filter: &Filter) -> bool {
+    let on = |storage: &String| report.survey.disks.iter().any(|disk| disk.disk.storage == *storage);
+    let found = |code: Code| report.findings.iter().any(|finding| finding.code == code);
+    (filter.only.is_empty() || filter.only.contains(&report.verdict()))
+        && filter.storage.as_ref().is_none_or(on)
+        && filter.code.is_none_or(found)
+}
+
+/// The table, then with `--verbose` each guest's report; guests that were named are reported without a table.
+fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], options: &Check) {
+    let named = !options.guests.vmids.is_empty();
+    if !named {
+        let shown: Vec<GuestReport> = reports
+            .iter()
+            .filter(|report| !options.quiet || report.verdict() != Verdict::Ready)
+            .cloned()
+            .collect();
+        let width = std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
+        out!("{}", report::fleet::text(&shown, unread, findings, width));
+    }
+    if named || options.verbose {
+        for report in reports {
+            if !named {
+                outln!();
+            }
             print_text(report, options.verbose);
         }
+        for finding in findings {
+            outln!("{}: {}", finding.image.as_deref().unwrap_or_default(), text::finding_line(finding));
+        }
     }
-    Ok(reports.iter().map(|r| exit_code(&r.findings)).max_by_key(|e| *e as u8).unwrap_or(Exit::Ready))
+    if named {
+        for guest in unread {
+            eprintln!("rbd-preflight: guest {}: {}", guest.file.vmid, plain(&guest.error));
+        }
+    }
 }
 
 fn of_guest(root: &Root, vmid: u32, options: &Check) -> Result<GuestReport> {
@@ -52,14 +127,6 @@ pub fn assess(survey: Survey, policy: &Policy) -> GuestReport {
     let planned = |action| ActionReport::new(action, ActionResult::Planned);
     let actions = plan(&findings, policy).into_iter().map(planned).collect();
     GuestReport { survey, findings, actions }
-}
-
-/// One guest is one object; several are in a list.
-pub fn print_json(reports: &[GuestReport]) {
-    match reports {
-        [report] => outln!("{:#}", json::guest(report)),
-        _ => outln!("{:#}", json::guests(reports)),
-    }
 }
 
 fn print_text(report: &GuestReport, verbose: bool) {

@@ -24,6 +24,7 @@ mod check;
 mod confirm;
 mod disks;
 mod doctor;
+mod fleet;
 mod history;
 mod hook;
 mod repair;

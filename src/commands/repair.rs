@@ -3,7 +3,7 @@
 use crate::act;
 use crate::action::{ActionReport, ActionResult};
 use crate::cli::Repair;
-use crate::commands::check::{assess, print_json};
+use crate::commands::check::assess;
 use crate::commands::confirm::confirm;
 use crate::commands::session::{self, Session};
 use crate::commands::world::RealWorld;
@@ -11,7 +11,7 @@ use crate::diagnose::code::Severity;
 use crate::exit::{self, Exit};
 use crate::pve::ha;
 use crate::report::text::Detail;
-use crate::report::{GuestReport, plain, text};
+use crate::report::{GuestReport, json, plain, text};
 use crate::root::Root;
 use crate::verdict::exit_code;
 use anyhow::Result;
@@ -48,6 +48,14 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
         print_json(&reports);
     }
     Ok(exit)
+}
+
+/// One guest is one object; several are in a list.
+fn print_json(reports: &[GuestReport]) {
+    match reports {
+        [report] => outln!("{:#}", json::guest(report)),
+        _ => outln!("{:#}", json::guests(reports)),
+    }
 }
 
 fn graver(a: Exit, b: Exit) -> Exit {

@@ -9,11 +9,11 @@ use crate::policy::{Policy, Scope};
 use crate::process::System;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
-use crate::pve::node::{guests_of_node, node_name};
+use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
 use crate::root::Root;
 use crate::settings::Settings;
 use crate::survey::{Survey, gather};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::time::Duration;
 
 /// One guest, with the settings that hold for it.
@@ -36,11 +36,14 @@ impl Session {
 
     /// Reads the settings for a guest.
     pub fn of(root: &Root, guest: Guest) -> Result<Self> {
-        let settings = Settings::load(root)?;
-        settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
+        Ok(Self::with(root, guest, &settings(root)?))
+    }
+
+    /// A guest and the settings for it.
+    pub fn with(root: &Root, guest: Guest, settings: &Settings) -> Self {
         let storages = guest.disks.iter().map(|disk| &disk.storage);
         let policy = Policy::new(settings.for_guest(guest.vmid, storages));
-        Ok(Self { root: root.clone(), guest, policy, load_failure: None })
+        Self { root: root.clone(), guest, policy, load_failure: None }
     }
 
     /// The guest is about to start: nothing may take long, and disks that the kernel opens shall end up mapped. That is the running kernel's
@@ -78,6 +81,13 @@ impl Session {
     }
 }
 
+/// The settings of this node, with every finding that they name known.
+pub fn settings(root: &Root) -> Result<Settings> {
+    let settings = Settings::load(root)?;
+    settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
+    Ok(settings)
+}
+
 /// A guest as its config has it.
 pub fn guest(root: &Root, vmid: u32) -> Result<Guest> {
     Ok(load(root, vmid)?.0)
@@ -90,6 +100,18 @@ pub fn vmids(root: &Root, guests: &Guests) -> Result<Vec<u32>> {
         (false, false) => Ok(guests.vmids.clone()),
         (true, _) => all(root),
     }
+}
+
+/// The same, each once, as their configs' files.
+pub fn files(root: &Root, guests: &Guests) -> Result<Vec<GuestFile>> {
+    if guests.all {
+        return Ok(guests_of_node(root, &node_name(root)?)?);
+    }
+    let mut vmids = vmids(root, guests)?;
+    vmids.sort_unstable();
+    vmids.dedup();
+    let file = |vmid| find_guest(root, vmid)?.with_context(|| format!("there is no guest {vmid}"));
+    vmids.into_iter().map(file).collect()
 }
 
 fn all(root: &Root) -> Result<Vec<u32>> {

@@ -162,6 +162,9 @@ codes! {
     ImageShared "image-shared" Warning
         "the image is named by more than one disk"
         "make sure that only one of them runs, or give each its own image";
+    ImageOrphaned "image-orphaned" Note
+        "the image is named after a guest that no node of this cluster has"
+        "see that no other cluster uses the pool and no backup needs the image, then remove it by hand";
     LockDying "lock-dying" Blocker
         "a client that is dead still has the image open, until Ceph drops it"
         "Ceph forgets a dead client within 30 s, or a little more";

@@ -11,6 +11,7 @@ pub(crate) mod image;
 pub mod lock;
 mod map_failure;
 mod mapping;
+pub mod orphans;
 mod parents;
 
 use crate::policy::Policy;

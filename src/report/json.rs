@@ -37,6 +37,11 @@ pub fn guests(reports: &[GuestReport]) -> Value {
     json!({ "schema": SCHEMA, "guests": reports.iter().map(guest).collect::<Vec<_>>() })
 }
 
+/// The name that a plain enum has in JSON.
+pub(super) fn word(value: &impl serde::Serialize) -> String {
+    json!(value).as_str().unwrap_or_default().to_owned()
+}
+
 /// A disk with what Ceph says of it.
 fn disk_facts(facts: &DiskFacts) -> Value {
     let mut value = disk(&facts.disk);

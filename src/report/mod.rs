@@ -2,8 +2,10 @@
 
 pub mod attach;
 pub mod doctor;
+pub mod fleet;
 pub mod history;
 pub mod json;
+pub mod prometheus;
 pub mod text;
 
 use crate::action::ActionReport;

@@ -147,9 +147,9 @@ fn config_row(disk: &Disk) -> Vec<String> {
         (Some(image), None) => format!("{}/{image}", disk.pool),
         (None, _) => disk.volid.clone(),
     };
-    let role = serde_json::to_value(disk.role).ok().and_then(|v| v.as_str().map(str::to_owned));
+    let role = super::json::word(&disk.role);
     let dropped = disk.pve_drops.as_ref().map(|dropped| format!("PVE drops the line: {}", dropped.why));
-    vec![disk.key.clone(), image, access.to_owned(), role.unwrap_or_default(), dropped.unwrap_or_default()]
+    vec![disk.key.clone(), image, access.to_owned(), role, dropped.unwrap_or_default()]
 }
 
 fn disk_row(facts: &DiskFacts) -> Vec<String> {

@@ -1,15 +1,15 @@
 //! Takes a survey: PVE's files, this node's kernel, and every cluster that the guest's disks lie in, all at once.
 
-use crate::ceph::caps::find_caps;
+use crate::ceph::caps::{Caps, find_caps};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageReading, Spec};
-use crate::ceph::read::read_cluster;
+use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::diagnose::lock::is_stale;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{Mapping, device};
 use crate::pve::connection::{Connection, connection};
-use crate::pve::guest::Disk;
+use crate::pve::guest::{Disk, Guest};
 use crate::pve::load::{Index, load};
 use crate::pve::node::{node_name, quorate, running};
 use crate::pve::storage::{RbdStorage, StorageConfig};
@@ -18,7 +18,8 @@ use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
 use crate::{clock, kernel};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -26,55 +27,147 @@ use std::time::Duration;
 /// answered by then is unknown.
 pub fn gather(root: &Root, vmid: u32, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
     let (guest, config) = load(root, vmid)?;
-    let wanted = |disk: &&Disk| only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec));
     let index = if only.is_none() { Index::read(root, &config)? } else { Index::default() };
-    let sharers = |disk: &Disk| {
-        let naming = Spec::of(disk).map(|spec| index.naming(&spec).map(|g| g.vmid).collect::<Vec<_>>());
-        naming.unwrap_or_default().into_iter().filter(|other| *other != vmid).collect()
-    };
-    let disks = guest.disks.iter().filter(wanted).map(|disk| DiskFacts {
-        shared_with: sharers(disk),
-        disk: disk.clone(),
-        reading: None,
-        linked_device: None,
+    let look = Look { root, config: &config, index: &index, only, orphans: false, limit, on_image: &|| () };
+    let (mut surveys, _) = look.at(vec![guest])?;
+    surveys.pop().context("no guest was looked at; this is a fault of rbd-preflight")
+}
+
+/// Many guests, and what they lie on.
+pub struct Fleet<'a> {
+    /// The cluster's storages.
+    pub config: &'a StorageConfig,
+    /// The images that guests of the cluster name.
+    pub index: &'a Index,
+    /// Also list the images in the pools of this node's storages.
+    pub list: bool,
+    /// Nothing is asked of Ceph for longer.
+    pub limit: Duration,
+    /// Called for each image that was read.
+    pub on_image: &'a (dyn Fn() + Sync),
+}
+
+/// The names of the images in each pool and namespace; once per cluster and user that reaches it.
+pub type Names = Vec<(PoolName, Reading<Vec<String>>)>;
+
+/// Looks at many guests over one connection to each cluster; an image that several of them name is read once. The
+/// surveys come in the order of the guests.
+pub fn gather_fleet(root: &Root, guests: Vec<Guest>, fleet: &Fleet<'_>) -> Result<(Vec<Survey>, Names)> {
+    let Fleet { config, index, list, limit, on_image } = *fleet;
+    Look { root, config, index, only: None, orphans: list, limit, on_image }.at(guests)
+}
+
+/// What to look at, and for how long.
+struct Look<'a> {
+    root: &'a Root,
+    config: &'a StorageConfig,
+    index: &'a Index,
+    only: Option<&'a Spec>,
+    orphans: bool,
+    limit: Duration,
+    on_image: &'a (dyn Fn() + Sync),
+}
+
+impl Look<'_> {
+    fn at(&self, guests: Vec<Guest>) -> Result<(Vec<Survey>, Names)> {
+        let root = self.root;
+        let own: Vec<Vec<DiskFacts>> = guests.iter().map(|guest| self.disks(guest)).collect();
+        let counts: Vec<usize> = own.iter().map(Vec::len).collect();
+        let mut disks: Vec<DiskFacts> = own.into_iter().flatten().collect();
+        let node = node_name(root)?;
+        let (storages, clusters, names) = self.ask_ceph(&node, &mut disks);
+        let (quorate, kernel) = (quorate(root), kernel::gather(root));
+        let mut disks = disks.into_iter();
+        let mut surveys = Vec::with_capacity(guests.len());
+        for (guest, count) in guests.into_iter().zip(counts) {
+            let disks: Vec<DiskFacts> = disks.by_ref().take(count).collect();
+            let (storages, clusters) = under(&disks, &storages, &clusters);
+            let node = NodeFacts {
+                name: node.clone(),
+                quorate: quorate.clone(),
+                running: running(root, guest.kind, guest.vmid),
+                kernel: kernel.clone(),
+                mapping_users: BTreeMap::new(),
+                whereabouts: BTreeMap::new(),
+            };
+            let taken_at = clock::now().as_secs();
+            let history = Vec::new();
+            surveys.push(Survey {
+                schema: SCHEMA,
+                taken_at,
+                node,
+                guest,
+                storages,
+                clusters,
+                disks,
+                history,
+            });
+        }
+        look_at_mappings(root, self.index, &mut surveys);
+        let places = OnceCell::new();
+        for survey in &mut surveys {
+            let places = || places.get_or_init(|| Whereabouts::read(root));
+            survey.node.whereabouts = whereabouts(places, self.index, survey);
+        }
+        look_for_caps(root, &mut surveys, self.limit);
+        Ok((surveys, names))
+    }
+
+    /// The guest's disks that are wanted, not yet read.
+    fn disks(&self, guest: &Guest) -> Vec<DiskFacts> {
+        let wanted = |disk: &&Disk| self.only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec));
+        let sharers = |disk: &Disk| {
+            let naming =
+                Spec::of(disk).map(|spec| self.index.naming(&spec).map(|g| g.vmid).collect::<Vec<_>>());
+            naming.unwrap_or_default().into_iter().filter(|other| *other != guest.vmid).collect()
+        };
+        let disks = guest.disks.iter().filter(wanted).map(|disk| DiskFacts {
+            shared_with: sharers(disk),
+            disk: disk.clone(),
+            reading: None,
+            linked_device: None,
+        });
+        disks.collect()
+    }
+}
+
+/// The storages of these disks, and the clusters of these storages.
+fn under(
+    disks: &[DiskFacts],
+    storages: &BTreeMap<String, StorageFacts>,
+    clusters: &[Reading<ClusterFacts>],
+) -> Clusters {
+    let used: BTreeSet<&str> = disks.iter().map(|disk| disk.disk.storage.as_str()).collect();
+    let own: Vec<(&str, &StorageFacts)> =
+        used.into_iter().filter_map(|id| Some((id, storages.get(id)?))).collect();
+    let kept: BTreeSet<usize> = own.iter().map(|(_, storage)| storage.cluster).collect();
+    let renumbered = own.into_iter().map(|(id, storage)| {
+        let cluster = kept.range(..storage.cluster).count();
+        (id.to_owned(), StorageFacts { cluster, ..storage.clone() })
     });
-    let mut disks: Vec<DiskFacts> = disks.collect();
-    let (storages, clusters) = ask_ceph(root, &config, &mut disks, limit);
-    let mut survey = Survey {
-        schema: SCHEMA,
-        taken_at: clock::now().as_secs(),
-        node: NodeFacts {
-            name: node_name(root)?,
-            quorate: quorate(root),
-            running: running(root, guest.kind, vmid),
-            kernel: kernel::gather(root),
-            mapping_users: BTreeMap::new(),
-            whereabouts: BTreeMap::new(),
-        },
-        guest,
-        storages,
-        clusters,
-        disks,
-        history: Vec::new(),
-    };
-    look_at_mappings(root, &index, &mut survey);
-    survey.node.whereabouts = whereabouts(root, &index, &survey);
-    look_for_caps(root, &mut survey, limit);
-    Ok(survey)
+    (renumbered.collect(), kept.iter().filter_map(|at| clusters.get(*at).cloned()).collect())
 }
 
 /// Whether the users of storages with a stale lock may break it: that takes the right to blocklist.
-fn look_for_caps(root: &Root, survey: &mut Survey, limit: Duration) {
-    let stale = survey.disks.iter().filter(|disk| is_stale(disk)).map(|disk| disk.disk.storage.clone());
-    for id in stale.collect::<BTreeSet<String>>() {
-        if let Some(storage) = survey.storages.get_mut(&id) {
-            storage.caps = Some(find_caps(root, &storage.connection, &storage.connection.user, limit));
+fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
+    let mut known: BTreeMap<String, Reading<Caps>> = BTreeMap::new();
+    for survey in surveys {
+        let stale = survey.disks.iter().filter(|disk| is_stale(disk)).map(|disk| disk.disk.storage.clone());
+        for id in stale.collect::<BTreeSet<String>>() {
+            if let Some(storage) = survey.storages.get_mut(&id) {
+                let find = || find_caps(root, &storage.connection, &storage.connection.user, limit);
+                storage.caps = Some(known.entry(id).or_insert_with(find).clone());
+            }
         }
     }
 }
 
 /// Where the clients are that have the guest's images open, as far as PVE's and Ceph's files tell.
-fn whereabouts(root: &Root, index: &Index, survey: &Survey) -> BTreeMap<String, String> {
+fn whereabouts<'a>(
+    places: impl FnOnce() -> &'a Whereabouts,
+    index: &Index,
+    survey: &Survey,
+) -> BTreeMap<String, String> {
     let watchers = survey.disks.iter().filter_map(|disk| match &disk.reading {
         Some(ImageReading::Found(facts)) => Some((disk.spec()?, facts.watchers.known()?)),
         _ => None,
@@ -85,7 +178,7 @@ fn whereabouts(root: &Root, index: &Index, survey: &Survey) -> BTreeMap<String, 
     if addresses.is_empty() {
         return BTreeMap::new();
     }
-    let places = Whereabouts::read(root);
+    let places = places();
     let told = addresses.into_iter().filter_map(|(spec, address)| {
         let node = places.node_of(address)?;
         let guests: Vec<String> = index
@@ -100,8 +193,36 @@ fn whereabouts(root: &Root, index: &Index, survey: &Survey) -> BTreeMap<String, 
     told.collect()
 }
 
-/// Who uses those mappings of this node that matter: of the guest's images, and of kernel clients that are dead.
-fn look_at_mappings(root: &Root, index: &Index, survey: &mut Survey) {
+/// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.
+fn look_at_mappings(root: &Root, index: &Index, surveys: &mut [Survey]) {
+    let mut wanted: Vec<BTreeMap<u32, Mapping>> = Vec::new();
+    for survey in surveys.iter_mut() {
+        link_devices(root, survey);
+        let own = survey.disks.iter().filter_map(|disk| survey.mapped(disk).known().cloned()).flatten();
+        let dead = survey.dead_mappings().map(|(mapping, _)| mapping.clone());
+        wanted.push(own.chain(dead).map(|m| (m.id, m)).collect());
+    }
+    let ids: BTreeSet<u32> = wanted.iter().flat_map(|mappings| mappings.keys().copied()).collect();
+    if ids.is_empty() {
+        return;
+    }
+    let holders = holders_of(root, &ids.into_iter().collect::<Vec<_>>());
+    for (survey, mappings) in surveys.iter_mut().zip(wanted) {
+        for (id, mapping) in mappings {
+            let spec = Spec::of_mapping(&mapping);
+            let here = index.naming(&spec).filter(|guest| guest.node == survey.node.name);
+            let guests = here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
+            let holders = match &holders {
+                Reading::Known(all) => Reading::Known(all.get(&id).cloned().unwrap_or_default()),
+                Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
+            };
+            survey.node.mapping_users.insert(id, MappingUsers { holders, guests });
+        }
+    }
+}
+
+/// The devices that PVE's links to the disks' images lead to.
+fn link_devices(root: &Root, survey: &mut Survey) {
     for disk in 0..survey.disks.len() {
         let linked = survey
             .cluster_of(&survey.disks[disk])
@@ -109,70 +230,85 @@ fn look_at_mappings(root: &Root, index: &Index, survey: &mut Survey) {
             .and_then(|cluster| device::linked(root, &cluster.fsid, &survey.disks[disk].spec()?));
         survey.disks[disk].linked_device = linked;
     }
-    let own = survey.disks.iter().filter_map(|disk| survey.mapped(disk).known().cloned()).flatten();
-    let mappings: BTreeMap<u32, Mapping> =
-        own.chain(survey.dead_mappings().map(|(mapping, _)| mapping.clone())).map(|m| (m.id, m)).collect();
-    if mappings.is_empty() {
-        return;
-    }
-    let ids: Vec<u32> = mappings.keys().copied().collect();
-    let holders = holders_of(root, &ids);
-    for (id, mapping) in mappings {
-        let spec = Spec::of_mapping(&mapping);
-        let here = index.naming(&spec).filter(|guest| guest.node == survey.node.name);
-        let guests = here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
-        let holders = match &holders {
-            Reading::Known(all) => Reading::Known(all.get(&id).cloned().unwrap_or_default()),
-            Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
-        };
-        survey.node.mapping_users.insert(id, MappingUsers { holders, guests });
-    }
 }
 
 type Clusters = (BTreeMap<String, StorageFacts>, Vec<Reading<ClusterFacts>>);
 
-/// Asks every cluster at once, over one connection each, for all images of the disks.
-fn ask_ceph(root: &Root, config: &StorageConfig, disks: &mut [DiskFacts], limit: Duration) -> Clusters {
-    let ids: BTreeSet<&str> = disks.iter().map(|disk| disk.disk.storage.as_str()).collect();
-    let mut storages = BTreeMap::new();
-    let mut clusters = Vec::new();
-    let mut reachable: Vec<(&RbdStorage, Connection)> = Vec::new();
-    for section in ids.into_iter().filter_map(|id| config.rbd(id)) {
-        match connection(root, section) {
-            Ok(connection) => reachable.push((section, connection)),
-            Err(failure) => {
-                storages.insert(
-                    section.id.clone(),
-                    storage(section, Connection::unknown(section), clusters.len()),
-                );
-                clusters.push(Reading::Unknown(failure));
+impl Look<'_> {
+    /// Asks every cluster at once, over one connection each, for all images of the disks.
+    fn ask_ceph(
+        &self,
+        node: &str,
+        disks: &mut [DiskFacts],
+    ) -> (BTreeMap<String, StorageFacts>, Vec<Reading<ClusterFacts>>, Names) {
+        let ids: BTreeSet<&str> = disks.iter().map(|disk| disk.disk.storage.as_str()).collect();
+        let listed = self.config.rbd.iter().filter(|storage| self.orphans && is_here(storage, node));
+        let listed: BTreeSet<&str> = listed.map(|storage| storage.id.as_str()).collect();
+        let mut storages = BTreeMap::new();
+        let mut clusters = Vec::new();
+        let mut reachable: Vec<(&RbdStorage, Connection)> = Vec::new();
+        for section in ids.union(&listed).filter_map(|id| self.config.rbd(id)) {
+            match connection(self.root, section) {
+                Ok(connection) => reachable.push((section, connection)),
+                Err(failure) => {
+                    storages.insert(
+                        section.id.clone(),
+                        storage(section, Connection::unknown(section), clusters.len()),
+                    );
+                    clusters.push(Reading::Unknown(failure));
+                }
             }
         }
-    }
-    let connections: Vec<Connection> = reachable.iter().map(|(_, connection)| connection.clone()).collect();
-    let shared = share(&connections);
-    for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-        storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index));
-    }
-    let first = clusters.len();
-    let specs: Vec<Vec<Spec>> =
-        (0..shared.connections.len()).map(|index| specs_in(disks, &storages, first + index)).collect();
-    let readings = std::thread::scope(|scope| {
-        let asked = shared.connections.iter().zip(&specs);
-        let threads: Vec<_> =
-            asked.map(|(connection, specs)| scope.spawn(|| read_cluster(connection, specs, limit))).collect();
-        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
-    });
-    for (reading, specs) in readings.into_iter().zip(&specs) {
-        let reading = reading.unwrap_or_else(|_| {
-            Reading::Unknown(Failure::new(
-                "read the cluster",
-                "the reader panicked; this is a fault of rbd-preflight",
-            ))
+        let connections: Vec<Connection> =
+            reachable.iter().map(|(_, connection)| connection.clone()).collect();
+        let shared = share(&connections);
+        for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
+            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index));
+        }
+        let first = clusters.len();
+        let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
+            .map(|cluster| (specs_in(disks, &storages, cluster), pools_in(&listed, &storages, cluster)))
+            .collect();
+        let readings = std::thread::scope(|scope| {
+            let asked = shared.connections.iter().zip(&wishes);
+            let threads: Vec<_> = asked
+                .map(|(connection, (specs, pools))| {
+                    scope.spawn(|| {
+                        read_all(connection, &Wish { specs, pools }, self.limit, &|| (self.on_image)())
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
         });
-        clusters.push(take(reading, specs, clusters.len(), &storages, disks));
+        let mut names = Names::new();
+        for (reading, (specs, pools)) in readings.into_iter().zip(&wishes) {
+            let (reading, listed) = reading.unwrap_or_else(|_| {
+                let failure =
+                    Failure::new("read the cluster", "the reader panicked; this is a fault of rbd-preflight");
+                (Reading::Unknown(failure), Vec::new())
+            });
+            names.extend(pools.iter().cloned().zip(listed));
+            clusters.push(take(reading, specs, clusters.len(), &storages, disks));
+        }
+        (storages, clusters, names)
     }
-    (storages, clusters)
+}
+
+/// The storage can be used on this node.
+fn is_here(storage: &RbdStorage, node: &str) -> bool {
+    let on_node = storage.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|name| name == node));
+    !storage.disabled && on_node
+}
+
+/// The pools of a cluster to be listed, each once.
+fn pools_in(
+    listed: &BTreeSet<&str>,
+    storages: &BTreeMap<String, StorageFacts>,
+    cluster: usize,
+) -> Vec<PoolName> {
+    let here = listed.iter().filter_map(|id| storages.get(*id)).filter(|storage| storage.cluster == cluster);
+    let pools = here.map(|storage| (storage.section.pool.clone(), storage.section.namespace.clone()));
+    pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn storage(section: &RbdStorage, connection: Connection, cluster: usize) -> StorageFacts {
