@@ -15,6 +15,6 @@ pub mod features;
 pub mod image;
 mod lineage;
 pub mod lock;
-mod monitors;
+pub mod monitors;
 pub mod read;
 pub mod sharing;
