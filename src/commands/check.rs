@@ -57,8 +57,8 @@ pub fn assess(survey: Survey, policy: &Policy) -> GuestReport {
 /// One guest is one object; several are in a list.
 pub fn print_json(reports: &[GuestReport]) {
     match reports {
-        [report] => outln!("{:#}", json::guest(report)),
-        _ => outln!("{:#}", json::guests(reports)),
+        [report] => outln!("{}", json::printed(&json::guest(report))),
+        _ => outln!("{}", json::printed(&json::guests(reports))),
     }
 }
 
@@ -89,6 +89,11 @@ fn saved(file: &Path) -> Result<GuestReport> {
 fn save(file: &Path, survey: &Survey) -> Result<()> {
     use std::io::Write;
     let write = || -> Result<()> {
+        // A link that somebody planted is not followed, and neither it nor a device (`/dev/stdout`) is replaced.
+        match std::fs::symlink_metadata(file) {
+            Ok(meta) if !meta.is_file() => anyhow::bail!("that is not a plain file; name another one"),
+            _ => {}
+        }
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut new = tempfile::NamedTempFile::new_in(folder)?;
         serde_json::to_writer_pretty(&mut new, survey)?;

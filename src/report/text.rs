@@ -35,21 +35,21 @@ pub fn guest(report: &GuestReport, detail: Detail) -> String {
     if !hidden.is_empty() {
         let _ = writeln!(out, "\n{} with --verbose", count(hidden.len(), "more note"));
     }
-    plain_lines(&out)
+    out
 }
 
-/// `VM 516 "xds-dev-516" on pve1`.
+/// `VM 516 "xds-dev-516" on pve1`, safe for a terminal.
 pub fn title(guest: &Guest) -> String {
-    format!("{} on {}", name(guest.kind, guest.vmid, guest.name.as_deref()), guest.node)
+    format!("{} on {}", name(guest.kind, guest.vmid, guest.name.as_deref()), plain(&guest.node))
 }
 
-/// `VM 516 "xds-dev-516"`.
+/// `VM 516 "xds-dev-516"`, safe for a terminal.
 pub fn name(kind: Kind, vmid: u32, name: Option<&str>) -> String {
     let kind = match kind {
         Kind::Qemu => "VM",
         Kind::Lxc => "CT",
     };
-    match name {
+    match name.map(plain) {
         Some(name) => format!("{kind} {vmid} \"{name}\""),
         None => format!("{kind} {vmid}"),
     }
@@ -71,18 +71,18 @@ pub fn next_step(report: &GuestReport) -> Option<String> {
     }
 }
 
-/// A finding: what, where, what was seen, what mends it. Commands of what `repair` does itself are left to
+/// A finding: what, where, what was seen, what mends it, safe for a terminal. Commands of what `repair` does itself are left to
 /// `--dry-run`.
 pub fn finding(finding: &Finding) -> String {
     let place = match (&finding.disk, &finding.image) {
-        (Some(disk), Some(image)) => format!("{disk} ({image}): "),
-        (Some(disk), None) => format!("{disk}: "),
+        (Some(disk), Some(image)) => plain(&format!("{disk} ({image}): ")),
+        (Some(disk), None) => plain(&format!("{disk}: ")),
         _ => String::new(),
     };
     let ignored = if finding.ignored { ", ignored by the settings" } else { "" };
     let mut out = format!("{:<8} {place}{} [{}{ignored}]\n", finding.severity, finding.summary, finding.code);
     if !finding.detail.is_empty() {
-        let _ = writeln!(out, "         seen:   {}", finding.detail);
+        let _ = writeln!(out, "         seen:   {}", plain(&finding.detail));
     }
     let label = match finding.remedy.kind {
         RemedyKind::None => return out,
@@ -90,13 +90,13 @@ pub fn finding(finding: &Finding) -> String {
         RemedyKind::Manual => "to do: ",
         RemedyKind::Wait => "wait:  ",
     };
-    let _ = writeln!(out, "         {label} {}", finding.remedy.text);
+    let _ = writeln!(out, "         {label} {}", plain(&finding.remedy.text));
     if let Some(why) = &finding.remedy.withheld {
-        let _ = writeln!(out, "         repair does not do it now: {why}");
+        let _ = writeln!(out, "         repair does not do it now: {}", plain(why));
     }
     if finding.remedy.kind != RemedyKind::Automatic {
         for command in &finding.remedy.commands {
-            let _ = writeln!(out, "           {command}");
+            let _ = writeln!(out, "           {}", plain(command));
         }
     }
     out
@@ -129,12 +129,12 @@ pub fn disks(guest: &Guest) -> String {
     let mut out = format!("{}\n\n", title(guest));
     out.push_str(&table(guest.disks.iter().map(config_row).collect()));
     for refusal in &guest.refusals {
-        let _ = writeln!(out, "\nPVE refuses {}: {}", refusal.key, refusal.message);
+        let _ = writeln!(out, "\nPVE refuses {}: {}", plain(&refusal.key), plain(&refusal.message));
     }
     for note in &guest.notes {
-        let _ = writeln!(out, "\n{}:{}: {}", note.file, note.line, note.text);
+        let _ = writeln!(out, "\n{}:{}: {}", plain(&note.file), note.line, plain(&note.text));
     }
-    plain_lines(&out)
+    out
 }
 
 fn config_row(disk: &Disk) -> Vec<String> {
@@ -196,8 +196,10 @@ fn size(bytes: u64) -> String {
     format!("{} {}", bytes >> (10 * unit), units[unit])
 }
 
-/// Columns as wide as their widest cell; the last one hangs loose.
+/// Columns as wide as their widest cell, safe for a terminal; the last one hangs loose.
 pub(super) fn table(rows: Vec<Vec<String>>) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -207,11 +209,6 @@ pub(super) fn table(rows: Vec<Vec<String>>) -> String {
         format!("  {}\n", text.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
-}
-
-/// Safe for a terminal, line by line.
-pub(super) fn plain_lines(text: &str) -> String {
-    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
