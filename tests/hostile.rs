@@ -237,7 +237,7 @@ fn planted_links_are_not_followed() {
 }
 
 #[test]
-fn a_survey_replaces_neither_a_link_nor_a_device() {
+fn a_survey_replaces_nothing_but_a_file() {
     let (node, vmid, _) = Node::with_vm("layering");
     let shared = node.path("/shared");
     std::fs::create_dir(&shared).unwrap();
@@ -245,11 +245,15 @@ fn a_survey_replaces_neither_a_link_nor_a_device() {
     let (precious, link) = (node.path("/precious"), shared.join("survey.json"));
     std::fs::write(&precious, "precious").unwrap();
     symlink(&precious, &link).unwrap();
-    for target in [link.to_str().unwrap(), "/dev/null"] {
+    let fifo = node.path("/fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for target in [link.to_str().unwrap(), fifo.to_str().unwrap()] {
         let ran = node.run(["check", &vmid.to_string(), "--save-survey", target]);
         assert!(ran.code == 1 && ran.stderr.contains("not a plain file"), "{ran:?}");
     }
-    assert!(link.is_symlink() && std::fs::read_to_string(&precious).unwrap() == "precious");
+    assert!(
+        !fifo.is_file() && link.is_symlink() && std::fs::read_to_string(&precious).unwrap() == "precious"
+    );
     let left = std::fs::read_dir(&shared).unwrap().count();
     assert_eq!(left, 1, "no file of ours is left beside it");
 }
