@@ -151,7 +151,7 @@ fn what_can_be_mended_is_mended_in_a_valid_order() {
 #[test]
 fn no_safety_rule_lets_a_change_through() {
     type Spoil = fn(&mut Value);
-    let forbidding: [(&str, Spoil); 22] = [
+    let forbidding: [(&str, Spoil); 23] = [
         ("live watcher", |s| facts(s)["watchers"] = json!({ "known": [watcher()] })),
         ("watchers unknown", |s| facts(s)["watchers"] = unknown()),
         ("lock unknown", |s| facts(s)["lock"] = unknown()),
@@ -185,6 +185,7 @@ fn no_safety_rule_lets_a_change_through() {
         ("a lock nobody knows", |s| s["guest"]["lock"] = json!("new-in-pve-12")),
         ("template", |s| s["guest"]["template"] = json!(true)),
         ("a name like an option", |s| s["disks"][0]["image"] = json!("-1-keyring=x")),
+        ("a name that is no text", |s| s["disks"][0]["image"] = json!("vm-516-\u{fffd}")),
     ];
     assert!(!see(&mendable()).actions.is_empty());
     for (name, spoil) in forbidding {
@@ -313,6 +314,8 @@ fn a_flagged_object_map_is_rebuilt_head_and_named_snapshots() {
     facts(&mut survey)["snapshots"] = json!({ "known": [
         { "id": 4, "name": "before-upgrade", "namespace": "user", "flags": invalid, "protected": false },
         { "id": 5, "name": "x", "namespace": "trash", "flags": invalid, "protected": false },
+        { "id": 7, "name": "a/vm-1-disk-0", "namespace": "user", "flags": invalid, "protected": false },
+        { "id": 8, "name": "a@b", "namespace": "user", "flags": invalid, "protected": false },
         { "id": 6, "name": "fine", "namespace": "user", "protected": false,
           "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } } },
     ] });

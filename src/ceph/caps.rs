@@ -188,7 +188,8 @@ struct Entry {
     caps: Caps,
 }
 
-fn parse(answer: &[u8]) -> Option<Caps> {
+/// The caps in the answer to `auth get`.
+pub fn parse(answer: &[u8]) -> Option<Caps> {
     let [entry] = <[Entry; 1]>::try_from(serde_json::from_slice::<Vec<Entry>>(answer).ok()?).ok()?;
     Some(entry.caps)
 }

@@ -16,6 +16,6 @@ pub mod image;
 mod lineage;
 mod list;
 pub mod lock;
-mod monitors;
+pub mod monitors;
 pub mod read;
 pub mod sharing;

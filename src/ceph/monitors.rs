@@ -53,8 +53,9 @@ struct Entry {
     until: String,
 }
 
-/// Two JSON documents back to back, `[addresses][ranges]`; older monitors send the first one only.
-fn parse_blocklist(answer: &[u8]) -> Result<Vec<BlocklistEntry>, serde_json::Error> {
+/// The answer to `osd blocklist ls`: two JSON documents back to back, `[addresses][ranges]`; older monitors send the
+/// first one only.
+pub fn parse_blocklist(answer: &[u8]) -> Result<Vec<BlocklistEntry>, serde_json::Error> {
     let mut all = Vec::new();
     for document in serde_json::Deserializer::from_slice(answer).into_iter::<Vec<Entry>>() {
         all.extend(document?.into_iter().filter_map(entry));
@@ -86,14 +87,15 @@ struct RawSummary {
     message: String,
 }
 
-fn parse_health(answer: &[u8]) -> Result<Health, serde_json::Error> {
+/// The answer to `health`.
+pub fn parse_health(answer: &[u8]) -> Result<Health, serde_json::Error> {
     let RawHealth { status, checks } = serde_json::from_slice(answer)?;
     let checks = checks.into_iter().map(|(code, check)| (code, check.summary.message)).collect();
     Ok(Health { status, checks })
 }
 
 /// A number (`61`, as librados tells it) or names joined with commas (as an administrator writes it).
-fn parse_features(text: &str) -> Option<Features> {
+pub fn parse_features(text: &str) -> Option<Features> {
     let text = text.trim();
     if let Ok(number) = text.parse() {
         return Some(Features(number));

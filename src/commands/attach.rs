@@ -15,7 +15,8 @@ use crate::pve::snippet;
 use crate::pve::storage::{self, StorageConfig};
 use crate::reading::Reading;
 use crate::report::attach::{Outcome, Report, Row};
-use crate::report::text;
+use crate::report::json::printed;
+use crate::report::{plain, text};
 use crate::root::Root;
 use crate::settings::{Mode, Settings};
 use anyhow::{Result, bail};
@@ -181,7 +182,7 @@ impl Work {
 
 fn show(report: &Report, manner: &Manner, text: &str) {
     if manner.json {
-        outln!("{:#}", report.json());
+        outln!("{}", printed(&report.json()));
     } else {
         out!("{text}");
     }
@@ -208,7 +209,7 @@ fn carry_out(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut R
         Err(error) => {
             if steps.iter().any(|step| matches!(step, Step::Remember(_))) {
                 if let Err(error) = put_back(root, facts) {
-                    eprintln!("rbd-preflight: {error:#}");
+                    eprintln!("rbd-preflight: {}", plain(&format!("{error:#}")));
                 }
             }
             (row.outcome, row.text) = failure(&error);

@@ -38,7 +38,7 @@ pub fn run(root: &Root, options: &Check) -> Result<Exit> {
         },
     };
     if options.json {
-        outln!("{:#}", json::guest(&report));
+        outln!("{}", json::printed(&json::guest(&report)));
     } else {
         print_text(&report, options.verbose);
     }
@@ -60,7 +60,7 @@ fn many(root: &Root, options: &Check) -> Result<Exit> {
     reports.retain(|report| wanted(report, &options.filter));
     reports.sort_by_key(|report| (Reverse(report.verdict()), report.survey.guest.vmid));
     if options.json {
-        outln!("{:#}", report::fleet::json(&reports, &unread, &findings));
+        outln!("{}", json::printed(&report::fleet::json(&reports, &unread, &findings)));
     } else if options.prometheus {
         let took = began.elapsed().as_secs_f64();
         out!("{}", report::prometheus::text(&reports, &unread, &findings, at, took));
@@ -101,7 +101,11 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
             print_text(report, options.verbose);
         }
         for finding in findings {
-            outln!("{}: {}", finding.image.as_deref().unwrap_or_default(), text::finding_line(finding));
+            outln!(
+                "{}: {}",
+                plain(finding.image.as_deref().unwrap_or_default()),
+                text::finding_line(finding)
+            );
         }
     }
     if named {
@@ -156,6 +160,11 @@ fn saved(file: &Path) -> Result<GuestReport> {
 fn save(file: &Path, survey: &Survey) -> Result<()> {
     use std::io::Write;
     let write = || -> Result<()> {
+        // A link that somebody planted is not followed, and neither it nor a device (`/dev/stdout`) is replaced.
+        match std::fs::symlink_metadata(file) {
+            Ok(meta) if !meta.is_file() => anyhow::bail!("that is not a plain file; name another one"),
+            _ => {}
+        }
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut new = tempfile::NamedTempFile::new_in(folder)?;
         serde_json::to_writer_pretty(&mut new, survey)?;

@@ -11,7 +11,7 @@ use anyhow::Result;
 pub fn run(root: &Root, options: &Disks) -> Result<Exit> {
     let guest = session::guest(root, options.vmid)?;
     if options.json {
-        outln!("{:#}", json::disks(&guest));
+        outln!("{}", json::printed(&json::disks(&guest)));
     } else {
         out!("{}", text::disks(&guest));
     }

@@ -7,7 +7,7 @@ use crate::exit::Exit;
 use crate::process::{System, find};
 use crate::pve::storage::StorageConfig;
 use crate::report::attach::OtherNode;
-use crate::report::doctor;
+use crate::report::{doctor, json};
 use crate::root::Root;
 use anyhow::Result;
 
@@ -15,7 +15,7 @@ use anyhow::Result;
 pub fn run(root: &Root, options: &Doctor) -> Result<Exit> {
     let checks = examine(&gather(root, &snippet_elsewhere)?);
     if options.json {
-        outln!("{:#}", doctor::json(&checks));
+        outln!("{}", json::printed(&doctor::json(&checks)));
     } else {
         out!("{}", doctor::text(&checks));
     }

@@ -5,6 +5,7 @@ use crate::clock::now;
 use crate::exit::Exit;
 use crate::history::{Filter, Run, runs};
 use crate::journal::{Journal, RunId};
+use crate::report::json::printed;
 use crate::report::{history, plain};
 use crate::root::Root;
 use crate::when::When;
@@ -19,7 +20,7 @@ pub fn run(root: &Root, options: &History) -> Result<Exit> {
     };
     let told = filter.apply(read(root)?);
     if options.json {
-        outln!("{:#}", history::json(&told));
+        outln!("{}", printed(&history::json(&told)));
     } else if told.is_empty() {
         outln!("no change {}", if filter == Filter::default() { "was ever recorded" } else { "matches" });
     } else {

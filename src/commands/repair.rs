@@ -53,8 +53,8 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
 /// One guest is one object; several are in a list.
 fn print_json(reports: &[GuestReport]) {
     match reports {
-        [report] => outln!("{:#}", json::guest(report)),
-        _ => outln!("{:#}", json::guests(reports)),
+        [report] => outln!("{}", json::printed(&json::guest(report))),
+        _ => outln!("{}", json::printed(&json::guests(reports))),
     }
 }
 

@@ -50,7 +50,7 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
     })?;
     let (tries, end) = climb(session, options)?;
     if options.json {
-        outln!("{:#}", to_json(options.vmid, &tries, end));
+        outln!("{}", json::printed(&to_json(options.vmid, &tries, end)));
     } else {
         print_table(&tries);
     }

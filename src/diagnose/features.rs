@@ -176,10 +176,18 @@ fn fits(image: &Image) -> bool {
     image.rebuild_budget.is_none_or(|budget| !budget.is_zero() && seconds <= budget.as_secs())
 }
 
-/// A rebuild of the head's map and of each user snapshot's whose flags fit; no other snapshot can be named.
+/// `IMAGE@SNAPSHOT` means this snapshot and nothing else. librbd lets any name be given to one, and `rbd` takes
+/// `image@a/b` for the image `b` in a pool `image@a`.
+fn can_be_named(snapshot: &str) -> bool {
+    !snapshot.is_empty() && !snapshot.contains(['/', '@', char::REPLACEMENT_CHARACTER])
+}
+
+/// A rebuild of the head's map and of each user snapshot's whose flags fit; no other snapshot can be named to `rbd`.
 pub fn rebuilds(image: &Image, fits: impl Fn(&Reading<crate::ceph::image::Flags>) -> bool) -> Vec<Change> {
     let head = fits(&image.facts.flags).then_some(None);
     let snapshots = image.facts.snapshots.known().into_iter().flatten();
-    let named = snapshots.filter(|s| s.namespace == "user" && fits(&s.flags)).map(|s| Some(s.name.clone()));
+    let named = snapshots
+        .filter(|s| s.namespace == "user" && can_be_named(&s.name) && fits(&s.flags))
+        .map(|s| Some(s.name.clone()));
     head.into_iter().chain(named).map(|snapshot| Change::RebuildObjectMap { snapshot }).collect()
 }

@@ -48,6 +48,10 @@ pub fn image_forbids(spec: &Spec, facts: &ImageFacts, mapped: &Reading<Vec<Mappi
     if spec.image.starts_with('-') || spec.image.contains(['@', '/']) {
         return Some("its name could be taken for something else on a command line".into());
     }
+    // Bytes that are no text were read as this sign (`pve::text::lossy`): there may be an image of that name too.
+    if spec.to_string().contains(char::REPLACEMENT_CHARACTER) {
+        return Some("its name is not text, and could be taken for another image's".into());
+    }
     if facts.features.contains(Features::MIGRATING) {
         return Some("a live migration of the image is under way".into());
     }

@@ -44,7 +44,8 @@ impl Whereabouts {
         })
     }
 
-    fn of(sources: &Sources) -> Self {
+    /// What these files tell.
+    pub fn of(sources: &Sources) -> Self {
         let members = members(&sources.members);
         let rings = rings(&sources.corosync);
         let ceph = sections(&sources.ceph);
@@ -96,15 +97,23 @@ impl Whereabouts {
     }
 }
 
-/// The files' texts; empty where there is none.
-struct Sources {
-    this_node: Option<String>,
-    own: Reading<BTreeSet<IpAddr>>,
-    nodes: Vec<String>,
-    members: String,
-    corosync: String,
-    ceph: String,
-    hosts: String,
+/// What nodes' addresses are learnt from; a file's text is empty where there is none.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// This node.
+    pub this_node: Option<String>,
+    /// This node's own addresses.
+    pub own: Reading<BTreeSet<IpAddr>>,
+    /// The names of the cluster's nodes.
+    pub nodes: Vec<String>,
+    /// pmxcfs's `.members`.
+    pub members: String,
+    /// corosync.conf.
+    pub corosync: String,
+    /// ceph.conf.
+    pub ceph: String,
+    /// `/etc/hosts`.
+    pub hosts: String,
 }
 
 /// A node, or a host's name, and an address or another name of it.

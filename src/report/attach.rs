@@ -1,7 +1,8 @@
 //! What `attach` and `detach` report: of each guest what was done, and on which nodes the snippet is.
 
 use super::json::SCHEMA;
-use super::text::{name, plain_lines, table};
+use super::plain;
+use super::text::{name, table};
 use crate::attach::Facts;
 use crate::exit::Exit;
 use serde::Serialize;
@@ -115,37 +116,37 @@ impl Report {
             out.push_str("There was no guest to do anything to.\n");
         }
         if let Some(placed) = &self.snippet {
-            let _ = writeln!(out, "\nThe snippet {} {}.", placed.volid, placed.text);
+            let _ = writeln!(out, "\nThe snippet {} {}.", plain(&placed.volid), plain(&placed.text));
         }
         if !self.nodes.is_empty() {
             out.push_str("On the other nodes (where a guest's snippet is missing, PVE does not start it):\n");
             out.push_str(&table(self.nodes.iter().map(node).collect()));
         }
         for note in &self.notes {
-            let _ = writeln!(out, "\n{note}");
+            let _ = writeln!(out, "\n{}", plain(note));
         }
-        plain_lines(&out)
+        out
     }
 
     /// The lines that would be run, and the rest as comments.
     pub fn script(&self) -> String {
         let mut out = String::new();
         if let Some(placed) = &self.snippet {
-            let _ = writeln!(out, "# the snippet {} {}", placed.volid, placed.text);
+            let _ = writeln!(out, "# the snippet {} {}", plain(&placed.volid), plain(&placed.text));
         }
         for row in &self.guests {
             let name = name(row.guest.kind, row.guest.vmid, row.guest.name.as_deref());
-            let _ = writeln!(out, "# {name}: {}", row.text);
-            row.commands.iter().for_each(|line| out.push_str(&format!("{line}\n")));
+            let _ = writeln!(out, "# {name}: {}", plain(&row.text));
+            row.commands.iter().for_each(|line| out.push_str(&format!("{}\n", plain(line))));
         }
         if self.guests.is_empty() {
             out.push_str("# there is no guest to do anything to\n");
         }
         let others = self.nodes.iter().map(|other| format!("{}: {}", other.node, describe(other)));
         for line in others.chain(self.notes.iter().cloned()) {
-            let _ = writeln!(out, "# {line}");
+            let _ = writeln!(out, "# {}", plain(&line));
         }
-        plain_lines(&out)
+        out
     }
 }
 

@@ -3,12 +3,23 @@
 use crate::action::ActionReport;
 use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::pve::guest::{Disk, Guest};
-use crate::report::GuestReport;
+use crate::report::{GuestReport, is_hidden};
 use crate::survey::DiskFacts;
 use serde_json::{Value, json};
 
 /// The version of the schema.
 pub const SCHEMA: u32 = 1;
+
+/// JSON as it is printed. What acts on a terminal is in strings only, and is written there as `\uXXXX`: JSON itself
+/// asks that of the first 32 characters alone.
+pub fn printed(value: &Value) -> String {
+    let shown = |c: char| match c {
+        '\n' => c.to_string(),
+        c if is_hidden(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    };
+    format!("{value:#}").chars().map(shown).collect()
+}
 
 /// A guest's report.
 pub fn guest(report: &GuestReport) -> Value {
@@ -112,4 +123,18 @@ fn disk(disk: &Disk) -> Value {
     let mut value = json!(disk);
     value["pve_drops"] = json!(disk.pve_drops.as_ref().map(|dropped| &dropped.why));
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_shows_everything_and_reads_back_the_same() {
+        let value = json!({ "a\u{9b}": "b\u{7f}\n\u{1b}[2J\u{202e}\u{2066}\u{feff} ö" });
+        let text = printed(&value);
+        assert!(!text.chars().any(|c| c != '\n' && is_hidden(c)), "{text:?}");
+        assert_eq!(text.lines().count(), 3);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+    }
 }

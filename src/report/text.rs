@@ -35,21 +35,21 @@ pub fn guest(report: &GuestReport, detail: Detail) -> String {
     if !hidden.is_empty() {
         let _ = writeln!(out, "\n{} with --verbose", count(hidden.len(), "more note"));
     }
-    plain_lines(&out)
+    out
 }
 
-/// `VM 516 "xds-dev-516" on pve1`.
+/// `VM 516 "xds-dev-516" on pve1`, safe for a terminal.
 pub fn title(guest: &Guest) -> String {
-    format!("{} on {}", name(guest.kind, guest.vmid, guest.name.as_deref()), guest.node)
+    format!("{} on {}", name(guest.kind, guest.vmid, guest.name.as_deref()), plain(&guest.node))
 }
 
-/// `VM 516 "xds-dev-516"`.
+/// `VM 516 "xds-dev-516"`, safe for a terminal.
 pub fn name(kind: Kind, vmid: u32, name: Option<&str>) -> String {
     let kind = match kind {
         Kind::Qemu => "VM",
         Kind::Lxc => "CT",
     };
-    match name {
+    match name.map(shown) {
         Some(name) => format!("{kind} {vmid} \"{name}\""),
         None => format!("{kind} {vmid}"),
     }
@@ -71,18 +71,18 @@ pub fn next_step(report: &GuestReport) -> Option<String> {
     }
 }
 
-/// A finding: what, where, what was seen, what mends it. Commands of what `repair` does itself are left to
+/// A finding: what, where, what was seen, what mends it, safe for a terminal. Commands of what `repair` does itself are left to
 /// `--dry-run`.
 pub fn finding(finding: &Finding) -> String {
     let place = match (&finding.disk, &finding.image) {
-        (Some(disk), Some(image)) => format!("{disk} ({image}): "),
-        (Some(disk), None) => format!("{disk}: "),
+        (Some(disk), Some(image)) => shown(&format!("{disk} ({image})")) + ": ",
+        (Some(disk), None) => shown(disk) + ": ",
         _ => String::new(),
     };
     let ignored = if finding.ignored { ", ignored by the settings" } else { "" };
     let mut out = format!("{:<8} {place}{} [{}{ignored}]\n", finding.severity, finding.summary, finding.code);
     if !finding.detail.is_empty() {
-        let _ = writeln!(out, "         seen:   {}", finding.detail);
+        let _ = writeln!(out, "         seen:   {}", shown(&finding.detail));
     }
     let label = match finding.remedy.kind {
         RemedyKind::None => return out,
@@ -90,13 +90,13 @@ pub fn finding(finding: &Finding) -> String {
         RemedyKind::Manual => "to do: ",
         RemedyKind::Wait => "wait:  ",
     };
-    let _ = writeln!(out, "         {label} {}", finding.remedy.text);
+    let _ = writeln!(out, "         {label} {}", shown(&finding.remedy.text));
     if let Some(why) = &finding.remedy.withheld {
-        let _ = writeln!(out, "         repair does not do it now: {why}");
+        let _ = writeln!(out, "         repair does not do it now: {}", shown(why));
     }
     if finding.remedy.kind != RemedyKind::Automatic {
         for command in &finding.remedy.commands {
-            let _ = writeln!(out, "           {command}");
+            let _ = writeln!(out, "           {}", plain(command));
         }
     }
     out
@@ -105,7 +105,8 @@ pub fn finding(finding: &Finding) -> String {
 /// A finding in one line: what, where, what was seen.
 pub fn finding_line(finding: &Finding) -> String {
     let place = finding.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
-    let seen = if finding.detail.is_empty() { String::new() } else { format!(" ({})", finding.detail) };
+    let seen =
+        if finding.detail.is_empty() { String::new() } else { format!(" ({})", shown(&finding.detail)) };
     plain(&format!("{place}{}{seen} [{}]", finding.summary, finding.code))
 }
 
@@ -129,12 +130,12 @@ pub fn disks(guest: &Guest) -> String {
     let mut out = format!("{}\n\n", title(guest));
     out.push_str(&table(guest.disks.iter().map(config_row).collect()));
     for refusal in &guest.refusals {
-        let _ = writeln!(out, "\nPVE refuses {}: {}", refusal.key, refusal.message);
+        let _ = writeln!(out, "\nPVE refuses {}: {}", shown(&refusal.key), shown(&refusal.message));
     }
     for note in &guest.notes {
-        let _ = writeln!(out, "\n{}:{}: {}", note.file, note.line, note.text);
+        let _ = writeln!(out, "\n{}:{}: {}", plain(&note.file), note.line, shown(&note.text));
     }
-    plain_lines(&out)
+    out
 }
 
 fn config_row(disk: &Disk) -> Vec<String> {
@@ -196,22 +197,32 @@ fn size(bytes: u64) -> String {
     format!("{} {}", bytes >> (10 * unit), units[unit])
 }
 
-/// Columns as wide as their widest cell; the last one hangs loose.
+/// The longest piece of text from outside that is shown whole, in characters: a config may hold a mebibyte of name.
+const LONGEST_SHOWN: usize = 4000;
+/// The widest column that others are lined up behind.
+const WIDEST_COLUMN: usize = 200;
+
+/// Text from outside safe for a terminal, and no more of it than a person reads.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_SHOWN) {
+        Some((end, _)) => plain(&text[..end]) + "…",
+        None => plain(text),
+    }
+}
+
+/// Columns as wide as their widest cell, safe for a terminal; the last one hangs loose.
 pub(super) fn table(rows: Vec<Vec<String>>) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).min(WIDEST_COLUMN)).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).filter(|(_, w)| **w > 0);
         let text: Vec<String> = cells.map(|(cell, width)| format!("{cell:<width$}")).collect();
         format!("  {}\n", text.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
-}
-
-/// Safe for a terminal, line by line.
-pub(super) fn plain_lines(text: &str) -> String {
-    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -224,6 +235,13 @@ mod tests {
             [size(0), size(1536), size(4 << 20), size(40 << 30)],
             ["0 B", "1536 B", "4 MiB", "40 GiB"]
         );
+    }
+
+    #[test]
+    fn a_mebibyte_of_name_is_cut() {
+        let long = "x".repeat(1 << 20);
+        let text = table(vec![vec![long.clone(), "b".into()], vec!["a".into(), long]]);
+        assert!(text.len() < 3 * LONGEST_SHOWN && text.contains('…'), "{} bytes", text.len());
     }
 
     #[test]
