@@ -3,6 +3,7 @@
 
 pub mod fault;
 pub mod kernel;
+pub mod model;
 pub mod node;
 
 use rbd_preflight::ceph::image::Spec;
