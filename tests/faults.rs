@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Runs at one time: most of each is waiting, for a watch to be dropped or a deadline to pass.
-const AT_ONCE: usize = 20;
+const AT_ONCE: usize = 12;
 
 /// A guest and what is done to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
