@@ -72,7 +72,7 @@ impl Call {
             Phase::PreStart => self.after(exit),
             _ => exit,
         };
-        std::process::exit(exit as i32)
+        exit.leave()
     }
 
     /// Becomes the earlier hookscript: its end, its signals and its output are then what PVE sees. Comes back only if

@@ -1,6 +1,8 @@
 //! The exit codes, and errors that carry one.
 
+use crate::ceph::binding::end_process;
 use std::fmt;
+use std::io::Write as _;
 
 /// What the process exits with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,16 @@ pub enum Exit {
     Busy = 75,
     /// The deadline passed.
     Deadline = 124,
+}
+
+impl Exit {
+    /// Ends the process with this code, whatever a thread that was left behind in Ceph still does.
+    pub fn leave(self) -> ! {
+        // Nobody is left to be told that nobody listens.
+        let _ = std::io::stdout().flush();
+        let _ = std::io::stderr().flush();
+        end_process(self as i32)
+    }
 }
 
 /// An error with an exit code of its own.

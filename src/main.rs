@@ -4,6 +4,5 @@ use clap::Parser;
 use rbd_preflight::{cli::Cli, commands};
 
 fn main() -> ! {
-    let exit = commands::run(Cli::parse());
-    std::process::exit(exit as i32)
+    commands::run(Cli::parse()).leave()
 }

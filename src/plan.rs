@@ -1,6 +1,7 @@
 //! Which changes to make, and in which order. Pure.
 
 use crate::action::{Action, Change, is_same_image};
+use crate::ceph::features::Features;
 use crate::diagnose::finding::Finding;
 use crate::policy::Policy;
 
@@ -19,10 +20,21 @@ pub fn plan(findings: &[Finding], policy: &Policy) -> Vec<Action> {
         }
     }
     for image in &mut images {
+        drop_needless_rebuilds(image);
         image.sort_by(|a, b| a.change.cmp(&b.change));
     }
     images.sort_by(|a, b| a[0].target.spec.cmp(&b[0].target.spec));
     images.into_iter().flatten().collect()
+}
+
+/// An object map that the same plan takes off for good is not to be rebuilt: `rbd` would end with 22.
+fn drop_needless_rebuilds(image: &mut Vec<Action>) {
+    let has_map = |features: &Features| features.contains(Features::OBJECT_MAP);
+    let goes = |a: &Action| matches!(&a.change, Change::DisableFeatures { features } if has_map(features));
+    let comes = |a: &Action| matches!(&a.change, Change::EnableFeatures { features } if has_map(features));
+    if image.iter().any(goes) && !image.iter().any(comes) {
+        image.retain(|action| !matches!(action.change, Change::RebuildObjectMap { .. }));
+    }
 }
 
 /// Adds a change to those of its image, into one that it can be one command with.
@@ -45,7 +57,6 @@ fn add(image: &mut Vec<Action>, action: &Action) {
 mod tests {
     use super::*;
     use crate::action::Target;
-    use crate::ceph::features::Features;
     use crate::ceph::image::Spec;
     use crate::diagnose::code::Code;
 
@@ -83,6 +94,20 @@ mod tests {
                 ("b", rebuild),
             ]
         );
+    }
+
+    #[test]
+    fn an_object_map_that_goes_is_not_rebuilt() {
+        let map = Features::OBJECT_MAP | Features::FAST_DIFF;
+        let disable = Change::DisableFeatures { features: map };
+        let (enable, rebuild) =
+            (Change::EnableFeatures { features: map }, Change::RebuildObjectMap { snapshot: None });
+        let changes = |changes: &[&Change]| -> Vec<Change> {
+            let findings = [finding("a", changes.iter().copied().cloned().collect())];
+            plan(&findings, &Policy::default()).into_iter().map(|action| action.change).collect()
+        };
+        assert_eq!(changes(&[&disable, &rebuild]), changes(&[&disable]));
+        assert_eq!(changes(&[&disable, &rebuild, &enable]), [disable.clone(), enable, rebuild]);
     }
 
     #[test]

@@ -2,9 +2,15 @@
 //!
 //! In every state no safety rule of the design is broken, every plan leads to a state that needs no plan, every state
 //! that can be made ready becomes ready, and every blocker says what it is and what mends it. What a change does to a
-//! state is written down in [`State::after`]; `tests/repair.rs` and `tests/ceph_facts.rs` see the same on a real Ceph.
+//! state is written down in [`State::after`]; for features, flags and locks that is `tests/common/model.rs`, which
+//! `tests/sequences.rs` compares with a real Ceph.
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
+#[allow(dead_code)] // only a part is used here
+#[path = "common/model.rs"]
+mod model;
+
+use model::{Image, Locker, OK};
 use rbd_preflight::action::{Action, ActionReport, ActionResult, Change};
 use rbd_preflight::ceph::caps::Caps;
 use rbd_preflight::ceph::features::Features;
@@ -25,18 +31,6 @@ use rbd_preflight::survey::{MappingUsers, Survey};
 use rbd_preflight::verdict::{Verdict, verdict};
 use serde_json::json;
 use std::collections::BTreeMap;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Locker {
-    Nobody,
-    /// Its watch is there.
-    Live,
-    /// Its watch is gone.
-    Dead,
-    /// `rbd lock add`.
-    ByHand,
-    Unknown,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Watchers {
@@ -364,20 +358,21 @@ impl State {
                 let failed = ActionResult::Failed { errno: Some(13), message: "Permission denied".into() };
                 (self, ActionReport::new(action.clone(), failed))
             }
-            Change::BreakLock { .. } => done(Self { locker: Locker::Nobody, ..self }),
-            Change::DisableFeatures { features } => {
-                let features = self.features - *features;
-                let map_invalid = self.map_invalid && features.contains(Features::OBJECT_MAP);
-                done(Self { features, map_invalid, ..self })
-            }
-            Change::EnableFeatures { features } => {
-                let map_invalid = self.map_invalid || features.contains(Features::OBJECT_MAP);
-                done(Self { features: self.features | *features, map_invalid, ..self })
-            }
-            Change::RebuildObjectMap { .. } => done(Self { map_invalid: false, ..self }),
+            Change::BreakLock { .. } => done(self.changed(|image| image.break_lock())),
+            Change::DisableFeatures { features } => done(self.changed(|image| image.disable(*features))),
+            Change::EnableFeatures { features } => done(self.changed(|image| image.enable(*features))),
+            Change::RebuildObjectMap { .. } => done(self.changed(|image| image.rebuild(None))),
             Change::Unmap { .. } => done(Self { mapped: Mapped::No, ..self }),
             Change::Map { .. } => done(Self { mapped: Mapped::Leftover, ..self }),
         }
+    }
+
+    /// The state after a change that Ceph must take as it is.
+    fn changed(self, change: impl FnOnce(&mut Image) -> i32) -> Self {
+        let (features, map_invalid, locker) = (self.features, self.map_invalid, self.locker);
+        let mut image = Image { map_invalid, locker, ..Image::new(features) };
+        assert_eq!(change(&mut image), OK, "{self:?}");
+        Self { features: image.features, map_invalid: image.map_invalid, locker: image.locker, ..self }
     }
 
     /// By the design, a guest in this state can be made ready without a person.

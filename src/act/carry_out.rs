@@ -46,7 +46,7 @@ impl Hands<'_> {
     pub fn carry_out(
         &self,
         batch: &[Action],
-        look: &dyn Fn() -> Result<Survey>,
+        look: &(dyn Fn() -> Result<Survey> + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Vec<ActionReport> {
         self.try_carry_out(batch, look, progress).unwrap_or_else(|error| {
@@ -59,7 +59,7 @@ impl Hands<'_> {
     fn try_carry_out(
         &self,
         batch: &[Action],
-        look: &dyn Fn() -> Result<Survey>,
+        look: &(dyn Fn() -> Result<Survey> + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<ActionReport>> {
         let holder = Holder { pid: std::process::id(), vmid: Some(self.vmid) };
@@ -76,7 +76,7 @@ impl Hands<'_> {
                 let asked = asked(action);
                 let survey = &survey;
                 scope.spawn(move || match asked {
-                    true => self.make(action, survey, progress),
+                    true => self.make(action, survey, look, progress),
                     false => withheld(self.not_wanted(survey, action)),
                 })
             });
@@ -91,7 +91,6 @@ impl Hands<'_> {
                 .map(|(action, result)| ActionReport::new(action, result))
                 .collect()
         });
-        self.judge_again(&mut reports, look);
         if let Some(mut log) = log {
             attribute(&log.since().unwrap_or_default(), &mut reports);
         }
@@ -105,7 +104,13 @@ impl Hands<'_> {
     }
 
     /// One change that a fresh look has asked for: in the journal before it is made, and after.
-    fn make(&self, action: &Action, survey: &Survey, progress: &(dyn Fn(u64) + Sync)) -> ActionResult {
+    fn make(
+        &self,
+        action: &Action,
+        survey: &Survey,
+        look: &dyn Fn() -> Result<Survey>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> ActionResult {
         let journal = Journal::open(self.root);
         let begun = Instant::now();
         let intent = self.intent(action, image_of(survey, action));
@@ -117,6 +122,7 @@ impl Hands<'_> {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
             _ => self.run(action, progress),
         };
+        let result = if in_doubt(&result) && made(action, look) { done() } else { result };
         let result = with_duration(result, begun.elapsed());
         // The change is made: a journal that cannot be written now is no reason to say that it was not.
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
@@ -124,17 +130,6 @@ impl Hands<'_> {
         }
         log::info!("guest {}: {}: {result:?}", self.vmid, action.command_line());
         result
-    }
-
-    /// A watcher that died less than 30 s ago cannot be told of a feature change, which is made all the same: `rbd`
-    /// ends with 110, and only another look tells.
-    fn judge_again(&self, reports: &mut [ActionReport], look: &dyn Fn() -> Result<Survey>) {
-        for report in reports {
-            let timed_out = report.failure().is_some_and(|(errno, _)| errno == Some(Errno::ETIMEDOUT as i32));
-            if timed_out && made(&report.action, look) {
-                report.result = done();
-            }
-        }
     }
 
     fn intent(&self, action: &Action, facts: Option<&ImageFacts>) -> Intent {
@@ -221,6 +216,16 @@ fn not_broken_result(not_broken: &NotBroken) -> ActionResult {
         | NotBroken::Watched(_)
         | NotBroken::External(_)
         | NotBroken::NoExclusiveLock => withheld(not_broken.to_string()),
+    }
+}
+
+/// Whether a change may have been made although its command failed: `rbd` writes the features first and tells the
+/// image's watchers last. A watcher that died less than 30 s ago cannot be told, and `rbd` ends with 110; a command
+/// that was killed says nothing at all. After 22 nothing was made: the features stood as they were wanted, or cannot.
+fn in_doubt(result: &ActionResult) -> bool {
+    match result {
+        ActionResult::Failed { errno, .. } => *errno != Some(Errno::EINVAL as i32),
+        _ => false,
     }
 }
 

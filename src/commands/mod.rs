@@ -5,7 +5,7 @@ macro_rules! out {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
         if write!(std::io::stdout(), $($arg)*).is_err() {
-            std::process::exit(0);
+            $crate::exit::Exit::Ready.leave();
         }
     }};
 }

@@ -1,7 +1,9 @@
 //! What the tests with a real Ceph share: the lab, its commands, unique names, a live writer.
 #![allow(dead_code, clippy::unwrap_used)] // each test file uses a part; a helper that fails must fail the test
 
+pub mod fault;
 pub mod kernel;
+pub mod model;
 pub mod node;
 
 use rbd_preflight::ceph::image::Spec;

@@ -1,0 +1,27 @@
+//! A process that has given up on Ceph ends with its exit code, whatever the thread that it left behind still does there.
+
+#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
+
+mod common;
+
+use common::node::{Node, Ran, new_vmid};
+
+/// So many start at once that not all of them are connected within their second, nor much later.
+const AT_ONCE: usize = 120;
+
+#[test]
+fn a_process_that_gives_up_on_ceph_ends_by_itself() {
+    let (node, vmid) = (Node::new(), new_vmid());
+    node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0,size=8M\n"));
+    node.write("/etc/rbd-preflight/config.yaml", "connect_timeout: 1\n");
+    let all: Vec<Ran> = std::thread::scope(|scope| {
+        let runs: Vec<_> =
+            (0..AT_ONCE).map(|_| scope.spawn(|| node.run(["check", &vmid.to_string()]))).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    // The image is missing; or, for those that gave up, the cluster does not answer.
+    let odd: Vec<_> = all.iter().filter(|ran| ran.code != 3).collect();
+    assert!(odd.is_empty(), "{} of {AT_ONCE}: {odd:#?}", odd.len());
+    let late = all.iter().filter(|ran| ran.stdout.contains("cluster-unreachable")).count();
+    println!("{late} of {AT_ONCE} gave up");
+}

@@ -1,0 +1,214 @@
+//! Safety rules 7 and 8: whatever goes wrong at whatever command of a plan, the next undisturbed run ends where an
+//! undisturbed run ends, and `history` tells what happened.
+//!
+//! `RBD_PREFLIGHT_FAULTS=N` tries N moments in the middle of each command instead of one.
+
+#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
+
+mod common;
+
+use common::fault::{Fault, Spoiled};
+use common::node::{DEFAULT, Node, Ran, new_vmid};
+use common::wait_until;
+use serde_json::{Value, json};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Runs at one time: most of each is waiting, for a watch to be dropped or a deadline to pass.
+const AT_ONCE: usize = 12;
+
+/// A guest and what is done to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// Features are enabled, and the object maps of the image and of its snapshot rebuilt.
+    Enable,
+    /// Journaling is disabled.
+    Journaling,
+    /// A repair is undone: object-map and fast-diff go, journaling comes back.
+    Undo,
+}
+
+/// One guest of the node.
+struct Case {
+    vmid: u32,
+    spec: String,
+    /// The run to be undone.
+    undoes: Option<String>,
+}
+
+impl Plan {
+    /// How many commands it has.
+    fn commands(self) -> usize {
+        match self {
+            Self::Enable => 3,
+            Self::Journaling => 1,
+            Self::Undo => 2,
+        }
+    }
+
+    fn prepare(self, node: &Node) -> Case {
+        let vmid = new_vmid();
+        let spec = format!("rbd/vm-{vmid}-disk-0");
+        let features = match self {
+            Self::Enable => "layering".to_owned(),
+            Self::Journaling => format!("{DEFAULT},journaling"),
+            Self::Undo => "layering,exclusive-lock,journaling".to_owned(),
+        };
+        node.image(&spec, &features);
+        node.lab.rbd(&["snap", "create", &format!("{spec}@a"), "--no-progress"]);
+        node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0,size=8M\n"));
+        let mut case = Case { vmid, spec, undoes: None };
+        if self == Self::Undo {
+            assert_eq!(node.run(["repair", &vmid.to_string(), "--yes"]).code, 0);
+            case.undoes = Some(case.last_run(node)["run"].as_str().unwrap().to_owned());
+        }
+        case
+    }
+}
+
+impl Case {
+    /// The run that is disturbed.
+    fn act(&self, node: &Node, rbd: &Spoiled) -> Ran {
+        let mut command = match &self.undoes {
+            None => node.command(["repair", &self.vmid.to_string(), "--yes", "--deadline", "6"]),
+            Some(run) => node.command(["undo", run, "--yes"]),
+        };
+        rbd.before(&mut command);
+        Ran::of(command)
+    }
+
+    /// The next run, undisturbed: the hook before the next start, which waits for what a dead `rbd` left behind; or the
+    /// undoing once more, after a repair if it says so.
+    fn again(&self, node: &Node) -> Ran {
+        let hook = || node.run(["hook", &self.vmid.to_string(), "pre-start"]);
+        let Some(run) = &self.undoes else { return hook() };
+        let unwatched = || node.lab.rbd_json(&["status", &self.spec])["watchers"] == json!([]);
+        wait_until("the watch of what was killed is dropped", Duration::from_secs(60), unwatched);
+        let ran = node.run(["undo", run, "--yes"]);
+        if !ran.stdout.contains("its lock was left behind") {
+            return ran;
+        }
+        assert_eq!(hook().code, 0);
+        node.run(["undo", run, "--yes"])
+    }
+
+    /// Where it ends: features, flags of the image and its snapshot, lockers.
+    fn end(&self, node: &Node) -> Value {
+        let snapshot = node.flags(&format!("{}@a", self.spec));
+        let lockers = node.lab.rbd_json(&["lock", "ls", &self.spec]);
+        json!([node.features(&self.spec), node.flags(&self.spec), snapshot, lockers])
+    }
+
+    fn last_run(&self, node: &Node) -> Value {
+        let ran = node.run(["history", "--json", "--guest", &self.vmid.to_string()]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let told: Value = serde_json::from_str(&ran.stdout).unwrap();
+        told["runs"].as_array().unwrap().last().cloned().unwrap_or_default()
+    }
+}
+
+/// The faults of one command.
+fn faults() -> Vec<Fault> {
+    let moments = std::env::var("RBD_PREFLIGHT_FAULTS").map_or(1, |n| n.parse::<u32>().unwrap());
+    let mut faults = vec![
+        Fault::Fails(5),
+        Fault::FailsAfter(110),
+        Fault::FailsAfter(5),
+        Fault::Hangs,
+        Fault::HangsAfter,
+        Fault::IsKilled { during: 40 },
+        Fault::KillBefore,
+        Fault::KillAfter,
+    ];
+    // A command takes about 120 ms here.
+    faults.extend((1..=moments).map(|n| Fault::KillDuring { during: 120 * n / (moments + 1) }));
+    faults
+}
+
+/// `history` tells of the fault at the run's change number `at` (from 1).
+fn assert_told(run: &Value, at: usize, fault: Fault, context: &str) {
+    let changes = run["changes"].as_array().unwrap();
+    let (spoiled, before) = (&changes[at - 1], &changes[..at - 1]);
+    assert!(before.iter().all(|change| change["result"]["result"] == "done"), "{context}: {run:#}");
+    assert_eq!(spoiled["interrupted"], json!(fault.kills()), "{context}: {run:#}");
+    let result = &spoiled["result"];
+    if fault.kills() {
+        assert_eq!((result, changes.len()), (&Value::Null, at), "{context}: {run:#}");
+        return;
+    }
+    let is_feature_change = spoiled["change"]["change"] != "rebuild-object-map";
+    let says = match fault {
+        Fault::Fails(_) => Some("exit 5: rbd: it was made to fail"),
+        Fault::FailsAfter(_) | Fault::HangsAfter if is_feature_change => None,
+        Fault::FailsAfter(5) => Some("exit 5"),
+        Fault::FailsAfter(_) => Some("exit 110"),
+        Fault::IsKilled { .. } => return,
+        _ => Some("killed at its deadline"),
+    };
+    match says {
+        Some(says) => assert!(
+            result["result"] == "failed" && result["message"].as_str().unwrap().contains(says),
+            "{context}: {run:#}"
+        ),
+        // What was made is told as made, whatever the command said of it.
+        None => assert_eq!(result["result"], "done", "{context}: {run:#}"),
+    }
+}
+
+/// One fault, and the run after it.
+fn disturb(node: &Node, plan: Plan, at: usize, fault: Fault, end: &Value) {
+    let case = plan.prepare(node);
+    let rbd = Spoiled::new(Some((at, fault)));
+    let ran = case.act(node, &rbd);
+    let context = format!("{plan:?}, {fault:?} at command {at}: {:?}: {ran:?}", rbd.calls());
+    assert!(rbd.calls().len() >= at, "{context}");
+    assert_eq!(ran.code == -1, fault.kills(), "{context}");
+    assert_told(&case.last_run(node), at, fault, &context);
+    let again = case.again(node);
+    assert_eq!(again.code, 0, "{context}: {again:?}");
+    assert_eq!(&case.end(node), end, "{context}: {again:?}");
+}
+
+/// Does each job on one of a few threads; the first that fails is told.
+fn all_at_once<T: Sync>(jobs: &[T], work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(jobs.len()) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(job);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_fault_at_any_command_is_told_and_mended_by_the_next_run() {
+    let begun = Instant::now();
+    let node = Node::new();
+    node.write("/etc/rbd-preflight/config.yaml", "command_timeout: 4\n");
+    let mut jobs = Vec::new();
+    for plan in [Plan::Enable, Plan::Journaling, Plan::Undo] {
+        let (case, rbd) = (plan.prepare(&node), Spoiled::new(None));
+        let ran = case.act(&node, &rbd);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let end = case.end(&node);
+        let commands = rbd.calls().len();
+        assert_eq!(commands, plan.commands(), "{:?}", rbd.calls());
+        jobs.extend((1..=commands).flat_map(|at| {
+            let end = end.clone();
+            faults().into_iter().map(move |fault| (plan, at, fault, end.clone()))
+        }));
+    }
+    let done = Mutex::new(0);
+    all_at_once(&jobs, |(plan, at, fault, end)| {
+        disturb(&node, *plan, *at, *fault, end);
+        *done.lock().unwrap() += 1;
+    });
+    let kills = jobs.iter().filter(|job| job.2.kills()).count();
+    let faults = jobs.len() - kills;
+    assert_eq!(*done.lock().unwrap(), jobs.len());
+    println!("{kills} kill points and {faults} other faults survived in {} s", begun.elapsed().as_secs());
+}
