@@ -1,6 +1,7 @@
 //! What the user is shown: text for people, JSON for programs.
 
 pub mod attach;
+pub mod defaults;
 pub mod doctor;
 pub mod fleet;
 pub mod history;
