@@ -88,6 +88,9 @@ fn the_line_is_written_and_images_made_afterwards_have_those_features() {
     assert_eq!((&journal[0]["phase"], &journal[1]["result"]["result"]), (&"intent".into(), &"done".into()));
     let history = node.run(["history"]);
     assert!(history.code == 0 && history.stdout.contains("defaults --set layering,"), "{history:?}");
+    let run = journal[0]["run"].as_str().unwrap();
+    let undo = node.run(["undo", run, "--yes"]);
+    assert!(undo.stderr.contains("nothing to undo") && node.journal().len() == 2, "{undo:?}");
     let again = node.run(["defaults", "--set", "--yes"]);
     assert!(again.code == 0 && again.stdout.contains("nothing to do"), "{again:?}");
     assert_eq!(backups(&node).len(), 1);

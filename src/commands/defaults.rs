@@ -15,6 +15,7 @@ use crate::pve::connection::{Connection, connection};
 use crate::pve::node::node_name;
 use crate::pve::storage::{self, RbdStorage};
 use crate::report::defaults::{Place, json, report};
+use crate::report::json::printed;
 use crate::root::Root;
 use anyhow::Result;
 use std::time::Duration;
@@ -30,7 +31,7 @@ pub fn run(root: &Root, options: &Defaults) -> Result<Exit> {
     }
     let places = node.look();
     if options.manner.json {
-        outln!("{:#}", json(&places, &node.kernel));
+        outln!("{}", printed(&json(&places, &node.kernel)));
     } else {
         out!("{}", report(&places, &node.kernel));
     }

@@ -16,6 +16,7 @@ use crate::process::{Command, Runner, System};
 use crate::pve::node::quorate;
 use crate::reading::Reading;
 use crate::report::defaults::{json, report};
+use crate::report::json::{SCHEMA, printed};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
@@ -52,7 +53,7 @@ pub fn run(node: &Node<'_>, wanted: Features, options: &Defaults) -> Result<Exit
     if manner.json {
         let mut value = json(&places, &node.kernel);
         value["change"] = told.json;
-        outln!("{value:#}");
+        outln!("{}", printed(&value));
     } else {
         out!("{}\n{}", told.text, report(&places, &node.kernel));
     }
@@ -170,7 +171,7 @@ fn by_monitors(node: &Node<'_>, wanted: Features) -> Result<Option<Change>> {
 fn planned(change: &Change, manner: &Manner) -> Exit {
     if manner.json {
         let change = json!({ "state": "planned", "text": change.shown() });
-        outln!("{:#}", json!({ "schema": crate::report::json::SCHEMA, "change": change }));
+        outln!("{}", printed(&json!({ "schema": SCHEMA, "change": change })));
     } else {
         out!("{}", change.shown());
     }
