@@ -26,7 +26,7 @@ pub const WORST_FIRST: [Verdict; 5] =
 
 /// A row per guest in lines of at most `width` columns, a row per guest that cannot be read, and a summary.
 pub fn text(
-    reports: &[GuestReport],
+    reports: &[&GuestReport],
     unread: &[Unread],
     findings: &[Finding],
     width: Option<usize>,
@@ -34,7 +34,7 @@ pub fn text(
     let head = ["GUEST", "NAME", "STATE", "DISKS", "VERDICT", "WORST FINDING"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(unread.iter().map(unread_row));
-    rows.extend(reports.iter().map(row));
+    rows.extend(reports.iter().map(|report| row(report)));
     let mut out = if rows.len() > 1 { lines(&rows, width) + "\n" } else { String::new() };
     if !findings.is_empty() {
         let _ = writeln!(out, "{} (--verbose lists them)\n", orphaned(findings));
@@ -43,7 +43,7 @@ pub fn text(
 }
 
 /// `12 guests: 1 refused, 2 repairable, 9 ready`.
-pub fn summary(reports: &[GuestReport], unread: &[Unread]) -> String {
+pub fn summary(reports: &[&GuestReport], unread: &[Unread]) -> String {
     let of = |verdict| reports.iter().filter(|report| report.verdict() == verdict).count();
     let mut told: Vec<String> = WORST_FIRST
         .into_iter()
