@@ -129,6 +129,9 @@ pub struct Repair {
     /// Show notes too
     #[arg(long, short)]
     pub verbose: bool,
+    /// Only what is changed, and what still stops a start
+    #[arg(long, short, conflicts_with_all = ["verbose", "json"])]
+    pub quiet: bool,
     /// Begin no further change after this many seconds [default: none]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub deadline: Option<u64>,

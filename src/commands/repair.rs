@@ -91,7 +91,11 @@ impl FirstLook {
     fn take(root: &Root, vmids: &[u32], options: &Repair, at_most: Option<Duration>) -> Self {
         let look = || -> Result<Vec<GuestReport>> {
             let files = session::files(root, &Guests { vmids: vmids.to_vec(), all: false })?;
-            let manner = fleet::Manner { at_most, quiet: options.manner.json, ..fleet::Manner::default() };
+            let manner = fleet::Manner {
+                at_most,
+                quiet: options.quiet || options.manner.json,
+                ..fleet::Manner::default()
+            };
             Ok(fleet::look(root, &files, manner)?.reports)
         };
         let reports = if vmids.len() > 1 { look().unwrap_or_default() } else { Vec::new() };
@@ -124,9 +128,7 @@ fn of_guest(
         return Ok(before);
     }
     if before.actions.is_empty() {
-        if !options.manner.json {
-            out!("{}", text::guest(&before, detail(options)));
-        }
+        show(&before, options);
         return Ok(before);
     }
     confirm(options.manner.yes, || question(&before, options))?;
@@ -138,11 +140,22 @@ fn of_guest(
         });
     }
     let after = act::repair(&mut world, &session.policy)?;
-    if !options.manner.json {
+    if !options.manner.json && !options.quiet {
         outln!();
-        out!("{}", text::guest(&after, detail(options)));
     }
+    show(&after, options);
     Ok(after)
+}
+
+/// How a guest stands.
+fn show(report: &GuestReport, options: &Repair) {
+    if options.quiet {
+        for finding in report.findings.iter().filter(|finding| finding.severity > Severity::Warning) {
+            outln!("{}: {}", text::title(&report.survey.guest), text::finding_line(finding));
+        }
+    } else if !options.manner.json {
+        out!("{}", text::guest(report, detail(options)));
+    }
 }
 
 fn detail(options: &Repair) -> Detail {

@@ -44,6 +44,18 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
 }
 
+/// A verdict's word, blanks around it or not, in its colour where stdout is a terminal and NO_COLOR is not set.
+pub(crate) fn coloured(word: &str) -> String {
+    let style = console::Style::new();
+    let style = match word.trim() {
+        "refused" | "blocked" => style.red(),
+        "unknown" | "repairable" => style.yellow(),
+        "ready" => style.green(),
+        _ => return word.to_owned(),
+    };
+    style.apply_to(word).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
