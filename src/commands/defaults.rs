@@ -18,6 +18,7 @@ use crate::report::defaults::{Place, json, report};
 use crate::report::json::printed;
 use crate::root::Root;
 use anyhow::Result;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 /// Shows what holds; with `--set` changes it first.
@@ -82,7 +83,10 @@ impl<'a> Node<'a> {
     fn look(&self) -> Vec<Place> {
         std::thread::scope(|scope| {
             let threads: Vec<_> = self.ways.iter().map(|way| scope.spawn(|| self.ask(way))).collect();
-            threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect()
         })
     }
 
