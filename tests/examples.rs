@@ -184,6 +184,9 @@ fn what_is_printed_as_json_is_as_the_schema_says() {
     assert!(all["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{all:#}");
     valid("disks", &node.run(["disks", &id, "--json"]));
     valid("check", &node.run(["repair", &id, "--yes", "--json"]));
+    valid("defaults", &node.run(["defaults", "--json"]));
+    valid("defaults", &node.run(["defaults", "--set", "--dry-run", "--json"]));
+    valid("defaults", &node.run(["defaults", "--set", "--yes", "--json"]));
     let history = valid("history", &node.run(["history", "--json"]));
     assert!(!history["runs"].as_array().unwrap().is_empty(), "{history:#}");
     valid("doctor", &node.run(["doctor", "--json"]));
