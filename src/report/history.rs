@@ -35,6 +35,7 @@ fn line(change: &Change) -> String {
 
 fn state(change: &Change) -> String {
     match change.state {
+        State::Ended if change.result["result"] == "done" => "done".to_owned(),
         State::Ended => format!("ended ({})", change.result),
         State::UnderWay => "under way".to_owned(),
         State::Interrupted => "INTERRUPTED, made or not".to_owned(),
