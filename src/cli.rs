@@ -1,5 +1,7 @@
 //! The command line: every clap type there is.
 
+use crate::ceph::features::Features;
+use crate::defaults;
 use crate::diagnose::code::Code;
 use crate::verdict::Verdict;
 use crate::when::When;
@@ -39,6 +41,8 @@ pub enum Command {
     Attach(Attach),
     /// Undo `attach`; a hookscript that a guest had before comes back
     Detach(Detach),
+    /// Tell what features new images get, and set it
+    Defaults(Defaults),
     /// Tell whether this node has what the tool needs, and what mends it where not
     Doctor(Doctor),
     /// What Proxmox VE's hookscript calls
@@ -125,6 +129,9 @@ pub struct Repair {
     /// Show notes too
     #[arg(long, short)]
     pub verbose: bool,
+    /// Only what is changed, and what still stops a start
+    #[arg(long, short, conflicts_with_all = ["verbose", "json"])]
+    pub quiet: bool,
     /// Begin no further change after this many seconds [default: none]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub deadline: Option<u64>,
@@ -229,6 +236,21 @@ pub struct Manner {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `defaults`
+#[derive(Debug, Args)]
+pub struct Defaults {
+    /// Write `rbd_default_features` into `[global]` of /etc/pve/ceph.conf: names joined with commas, or a number (29,
+    /// 0x1d); without a value: layering, exclusive-lock, object-map, fast-diff
+    #[arg(long, value_name = "FEATURES", num_args = 0..=1, default_missing_value = "29", value_parser = defaults::parse)]
+    pub set: Option<Features>,
+    /// Let the cluster's monitors hold it instead (`ceph config set global`); a value in ceph.conf is stronger
+    #[arg(long, requires = "set")]
+    pub mon: bool,
+    /// How to go about it
+    #[command(flatten)]
+    pub manner: Manner,
 }
 
 /// `doctor`

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod context;
+pub mod defaults;
 pub mod diagnose;
 pub mod doctor;
 pub mod exit;

@@ -128,7 +128,7 @@ impl Survey {
 
     /// Mappings of this node whose kernel client is on the blocklist, each with the entry that says so.
     pub fn dead_mappings(&self) -> impl Iterator<Item = (&Mapping, &BlocklistEntry)> {
-        let mappings = self.node.kernel.mappings.known().into_iter().flatten();
+        let mappings = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
         mappings.filter_map(|mapping| {
             let cluster = self.clusters.iter().filter_map(Reading::known).find(|c| c.fsid == mapping.fsid)?;
             Some((mapping, entry_of(&mapping.client_address, cluster.blocklist.known()?)?))

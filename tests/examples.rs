@@ -177,8 +177,16 @@ fn what_is_printed_as_json_is_as_the_schema_says() {
     let another = new_vmid();
     node.vm(another, "name: none\n");
     valid("checks", &node.run(["check", &id, &another.to_string(), "--json"]));
+    std::fs::create_dir(node.path(&format!("/etc/pve/nodes/pve1/qemu-server/{}.conf", new_vmid()))).unwrap();
+    node.image(&format!("rbd/vm-{}-disk-0", new_vmid()), "layering");
+    let all = valid("checks", &node.run(["check", "--all", "--json"]));
+    assert_eq!(all["unread"].as_array().map(Vec::len), Some(1), "{all:#}");
+    assert!(all["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{all:#}");
     valid("disks", &node.run(["disks", &id, "--json"]));
     valid("check", &node.run(["repair", &id, "--yes", "--json"]));
+    valid("defaults", &node.run(["defaults", "--json"]));
+    valid("defaults", &node.run(["defaults", "--set", "--dry-run", "--json"]));
+    valid("defaults", &node.run(["defaults", "--set", "--yes", "--json"]));
     let history = valid("history", &node.run(["history", "--json"]));
     assert!(!history["runs"].as_array().unwrap().is_empty(), "{history:#}");
     valid("doctor", &node.run(["doctor", "--json"]));

@@ -141,7 +141,7 @@ fn decode_parent(bytes: &[u8]) -> Option<ParentLink> {
 }
 
 /// A text in Ceph's encoding: its length in four bytes, then the bytes.
-fn decode_text(bytes: &[u8]) -> Option<String> {
+pub(super) fn decode_text(bytes: &[u8]) -> Option<String> {
     split_text(bytes).map(|(text, _)| text)
 }
 

@@ -217,7 +217,7 @@ fn late(connection: &Connection, user: &str) -> Failure {
 }
 
 /// client.admin of PVE's own cluster (`PVE::Ceph::Tools`: `pve_ckeyring_path`).
-fn admin(root: &Root) -> Option<Connection> {
+pub fn admin(root: &Root) -> Option<Connection> {
     let file = |path: &str| Some(root.path(path)).filter(|path| path.is_file())?.to_str().map(str::to_owned);
     Some(Connection {
         conf: Some(file("/etc/pve/ceph.conf")?),

@@ -28,6 +28,27 @@ pub fn read_blocklist_expiry(cluster: &Cluster) -> Reading<u64> {
     option(cluster, "rbd_blocklist_expire_seconds", |text| text.trim().parse().ok()).into()
 }
 
+/// What the monitors hold of an option for one kind of client.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Held {
+    /// `global`, `client`, `client.admin`.
+    pub section: String,
+    /// The option.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// Hosts or device classes that it is for; empty for all.
+    #[serde(default)]
+    pub mask: String,
+}
+
+/// What the monitors hold of one option (`config dump`).
+pub fn read_held(cluster: &Cluster, option: &str) -> Reading<Vec<Held>> {
+    let parse = |answer: &[u8]| serde_json::from_slice::<Vec<Held>>(answer);
+    let held = ask(cluster, "config dump", parse);
+    held.map(|all| all.into_iter().filter(|held| held.name == option).collect()).into()
+}
+
 fn ask<T>(
     cluster: &Cluster,
     command: &str,

@@ -2,7 +2,7 @@
 
 use crate::ceph::absence;
 use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Cluster, Errno, Pool};
+use crate::ceph::binding::{Cluster, Errno, Pool, libraries};
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, Health};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::facts::read_facts;
@@ -166,6 +166,10 @@ struct Job {
 impl Job {
     /// The receiver of news may be gone at any time, which is no failure: nobody wants the rest then.
     fn run(self, tell: &Sender<News>, wanted: &Wanted) {
+        if !self.specs.is_empty() {
+            // While the monitors are asked. Whoever needs librbd waits for it, and tells if it is missing.
+            thread::spawn(|| drop(libraries()));
+        }
         let cluster = match connect(&self.connection, self.deadline) {
             Ok(cluster) => cluster,
             Err(failure) => {

@@ -53,6 +53,7 @@ fn many(root: &Root, options: &Check) -> Result<Exit> {
     let whole = options.guests.all || options.cluster;
     let manner = Manner {
         deadline: options.deadline.map(Duration::from_secs),
+        at_most: None,
         orphans: whole,
         quiet: options.quiet || options.json || options.prometheus,
     };
@@ -85,11 +86,8 @@ fn wanted(report: &GuestReport, filter: &Filter) -> bool {
 fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], options: &Check) {
     let named = !options.guests.vmids.is_empty();
     if !named {
-        let shown: Vec<GuestReport> = reports
-            .iter()
-            .filter(|report| !options.quiet || report.verdict() != Verdict::Ready)
-            .cloned()
-            .collect();
+        let told = |report: &&GuestReport| !options.quiet || report.verdict() != Verdict::Ready;
+        let shown: Vec<&GuestReport> = reports.iter().filter(told).collect();
         let width = std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
         out!("{}", report::fleet::text(&shown, unread, findings, width));
     }

@@ -35,6 +35,8 @@ pub struct Seen {
 pub struct Manner {
     /// Give up after this; by default what the settings say, and more where there are many images.
     pub deadline: Option<Duration>,
+    /// In any case give up after this.
+    pub at_most: Option<Duration>,
     /// Look for images that belong to no guest.
     pub orphans: bool,
     /// No progress bar, on a terminal either.
@@ -58,6 +60,7 @@ pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
     let usual = general.check_deadline.min(general.connect_timeout);
     let many = usual + PER_IMAGE * u32::try_from(images).unwrap_or(u32::MAX);
     let limit = manner.deadline.unwrap_or(many);
+    let limit = manner.at_most.map_or(limit, |most| limit.min(most));
     let bar = progress_bar(images, manner.quiet);
     let on_image = || bar.inc(1);
     let fleet = Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image };

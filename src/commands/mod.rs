@@ -22,6 +22,7 @@ macro_rules! outln {
 mod attach;
 mod check;
 mod confirm;
+mod defaults;
 mod disks;
 mod doctor;
 mod fleet;
@@ -51,6 +52,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Detach(options) => attach::detach(&root, options),
         Command::History(options) => history::run(&root, options),
         Command::Undo(options) => undo::run(&root, options),
+        Command::Defaults(options) => defaults::run(&root, options),
         Command::Doctor(options) => doctor::run(&root, options),
         Command::Hook(options) => Ok(hook::run(&root, options)),
     };

@@ -2,9 +2,10 @@
 
 use crate::act;
 use crate::action::{ActionReport, ActionResult};
-use crate::cli::Repair;
+use crate::cli::{Guests, Repair};
 use crate::commands::check::assess;
 use crate::commands::confirm::confirm;
+use crate::commands::fleet;
 use crate::commands::session::{self, Session};
 use crate::commands::world::RealWorld;
 use crate::diagnose::code::Severity;
@@ -15,8 +16,12 @@ use crate::report::{GuestReport, json, plain, text};
 use crate::root::Root;
 use crate::verdict::exit_code;
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
+
+/// How long a look at many guests may be relied on.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// Repairs each guest; the exit code is the gravest. A guest that cannot be looked at does not keep the others from
 /// being repaired.
@@ -24,7 +29,9 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
     let end = options.deadline.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let left = || end.map(|end| end.saturating_duration_since(Instant::now()));
     let (mut reports, mut exit) = (Vec::new(), Exit::Ready);
-    for vmid in vmids(root, options)? {
+    let vmids = vmids(root, options)?;
+    let mut first = FirstLook::take(root, &vmids, options, left());
+    for vmid in vmids {
         if left().is_some_and(|left| left.is_zero()) {
             eprintln!(
                 "rbd-preflight: the deadline has passed; guest {vmid} and those after it were not looked at"
@@ -32,7 +39,7 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
             exit = graver(exit, Exit::Deadline);
             break;
         }
-        match of_guest(root, vmid, options, left()) {
+        match of_guest(root, vmid, options, left(), first.of(vmid)) {
             Ok(report) => {
                 exit = graver(exit, if options.manner.dry_run { Exit::Ready } else { outcome(&report) });
                 reports.push(report);
@@ -73,9 +80,47 @@ fn vmids(root: &Root, options: &Repair) -> Result<Vec<u32>> {
     Ok(vmids)
 }
 
-fn of_guest(root: &Root, vmid: u32, options: &Repair, limit: Option<Duration>) -> Result<GuestReport> {
+/// A look at many guests over one connection to each cluster: what is to be shown and asked. Repair itself looks anew.
+struct FirstLook {
+    at: Instant,
+    reports: BTreeMap<u32, GuestReport>,
+}
+
+impl FirstLook {
+    /// Nothing for a guest that could not be looked at: a look of its own then says why.
+    fn take(root: &Root, vmids: &[u32], options: &Repair, at_most: Option<Duration>) -> Self {
+        let look = || -> Result<Vec<GuestReport>> {
+            let files = session::files(root, &Guests { vmids: vmids.to_vec(), all: false })?;
+            let manner = fleet::Manner {
+                at_most,
+                quiet: options.quiet || options.manner.json,
+                ..fleet::Manner::default()
+            };
+            Ok(fleet::look(root, &files, manner)?.reports)
+        };
+        let reports = if vmids.len() > 1 { look().unwrap_or_default() } else { Vec::new() };
+        let by_guest = reports.into_iter().map(|report| (report.survey.guest.vmid, report));
+        Self { at: Instant::now(), reports: by_guest.collect() }
+    }
+
+    /// What was seen of a guest, while it is fresh: repairs of others may have taken long.
+    fn of(&mut self, vmid: u32) -> Option<GuestReport> {
+        self.reports.remove(&vmid).filter(|_| self.at.elapsed() < FRESH)
+    }
+}
+
+fn of_guest(
+    root: &Root,
+    vmid: u32,
+    options: &Repair,
+    limit: Option<Duration>,
+    seen: Option<GuestReport>,
+) -> Result<GuestReport> {
     let session = Session::open(root, vmid)?;
-    let before = assess(session.observe(session.policy.settings.check_deadline)?, &session.policy);
+    let before = match seen {
+        Some(report) => report,
+        None => assess(session.observe(session.policy.settings.check_deadline)?, &session.policy),
+    };
     if options.manner.dry_run {
         if !options.manner.json {
             show_plan(&before);
@@ -83,9 +128,7 @@ fn of_guest(root: &Root, vmid: u32, options: &Repair, limit: Option<Duration>) -
         return Ok(before);
     }
     if before.actions.is_empty() {
-        if !options.manner.json {
-            out!("{}", text::guest(&before, detail(options)));
-        }
+        show(&before, options);
         return Ok(before);
     }
     confirm(options.manner.yes, || question(&before, options))?;
@@ -97,11 +140,22 @@ fn of_guest(root: &Root, vmid: u32, options: &Repair, limit: Option<Duration>) -
         });
     }
     let after = act::repair(&mut world, &session.policy)?;
-    if !options.manner.json {
+    if !options.manner.json && !options.quiet {
         outln!();
-        out!("{}", text::guest(&after, detail(options)));
     }
+    show(&after, options);
     Ok(after)
+}
+
+/// How a guest stands.
+fn show(report: &GuestReport, options: &Repair) {
+    if options.quiet {
+        for finding in report.findings.iter().filter(|finding| finding.severity > Severity::Warning) {
+            outln!("{}: {}", text::title(&report.survey.guest), text::finding_line(finding));
+        }
+    } else if !options.manner.json {
+        out!("{}", text::guest(report, detail(options)));
+    }
 }
 
 fn detail(options: &Repair) -> Detail {

@@ -126,11 +126,8 @@ fn clock(root: &Root) -> Option<bool> {
 
 /// Each storage of this node in a thread of its own: one that does not answer keeps no other waiting.
 fn ask_storages(root: &Root, node: &str, config: &StorageConfig, limit: Duration) -> Vec<StorageFacts> {
-    let here = |storage: &&RbdStorage| {
-        !storage.disabled && storage.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|name| name == node))
-    };
     std::thread::scope(|scope| {
-        let asked = config.rbd.iter().filter(here);
+        let asked = config.rbd.iter().filter(|storage| storage.is_on(node));
         let threads: Vec<_> =
             asked.map(|section| (section, scope.spawn(move || ask_storage(root, section, limit)))).collect();
         threads

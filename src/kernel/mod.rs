@@ -13,6 +13,7 @@ use crate::ceph::features::Features;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// An image that this node's kernel has mapped (`/sys/bus/rbd/devices/N`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +65,8 @@ pub struct KernelFacts {
     pub supported: Reading<Features>,
     /// The features came from `/sys/bus/rbd/supported_features`.
     pub module_loaded: bool,
-    /// What is mapped here.
-    pub mappings: Reading<Vec<Mapping>>,
+    /// What is mapped here; one list for the surveys of all guests.
+    pub mappings: Reading<Arc<Vec<Mapping>>>,
     /// Why the module could not be loaded, if that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_failure: Option<String>,
@@ -132,7 +133,7 @@ mod tests {
         let (_dir, old) = root("5.0.21-1-pve\n", None);
         let facts = gather(&old);
         assert_eq!((facts.supported, facts.module_loaded), (Reading::Known(Features(0x187)), false));
-        assert_eq!(facts.mappings, Reading::Known(vec![]));
+        assert_eq!(facts.mappings, Reading::Known(Arc::default()));
     }
 
     #[test]

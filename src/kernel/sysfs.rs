@@ -11,6 +11,7 @@ use nix::libc::{ENODEV, ENOENT};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often a device is read again that vanishes while it is read.
@@ -32,8 +33,8 @@ pub fn supported_features(root: &Root) -> Result<Option<Features>, Failure> {
 }
 
 /// Every mapping, by number. Without the module there is none; without sysfs nothing is known.
-pub fn mappings(root: &Root) -> Reading<Vec<Mapping>> {
-    read_mappings(root).into()
+pub fn mappings(root: &Root) -> Reading<Arc<Vec<Mapping>>> {
+    read_mappings(root).map(Arc::new).into()
 }
 
 fn read_mappings(root: &Root) -> Result<Vec<Mapping>, Failure> {
@@ -197,7 +198,7 @@ pub(super) mod tests {
     }
 
     fn known(root: &Root) -> Vec<Mapping> {
-        mappings(root).known().unwrap().clone()
+        mappings(root).known().unwrap().to_vec()
     }
 
     #[test]

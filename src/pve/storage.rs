@@ -78,6 +78,13 @@ pub struct StorageRules<'a> {
     pub disabled: bool,
 }
 
+impl RbdStorage {
+    /// It can be used on this node.
+    pub fn is_on(&self, node: &str) -> bool {
+        !self.disabled && self.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|name| name == node))
+    }
+}
+
 impl StorageConfig {
     /// The rbd storage of that id.
     pub fn rbd(&self, id: &str) -> Option<&RbdStorage> {

@@ -53,6 +53,7 @@ impl Whereabouts {
         let mut known: BTreeSet<&str> =
             sources.nodes.iter().chain(&sources.this_node).map(String::as_str).collect();
         known.extend(members.iter().chain(&rings).map(|(node, _)| node.as_str()));
+        known.remove("");
         let named = members.iter().cloned().chain(rings.iter().cloned()).chain(daemons(&ceph));
         let by_name = |name: &str| hosts.iter().find(|(host, _)| host == name).map(|(_, address)| *address);
         let resolved = named.filter_map(|(node, at)| Some((node, address_of(&at).or_else(|| by_name(&at))?)));
@@ -162,7 +163,6 @@ fn rings(text: &str) -> Vec<Named> {
             }
         }
     }
-    all.retain(|(node, _)| !node.is_empty());
     all
 }
 

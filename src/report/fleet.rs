@@ -6,7 +6,7 @@ use crate::pve::guest::Kind;
 use crate::pve::node::GuestFile;
 use crate::reading::Reading;
 use crate::report::text::count;
-use crate::report::{GuestReport, json, plain};
+use crate::report::{GuestReport, coloured, json, plain};
 use crate::verdict::Verdict;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -26,7 +26,7 @@ pub const WORST_FIRST: [Verdict; 5] =
 
 /// A row per guest in lines of at most `width` columns, a row per guest that cannot be read, and a summary.
 pub fn text(
-    reports: &[GuestReport],
+    reports: &[&GuestReport],
     unread: &[Unread],
     findings: &[Finding],
     width: Option<usize>,
@@ -34,7 +34,7 @@ pub fn text(
     let head = ["GUEST", "NAME", "STATE", "DISKS", "VERDICT", "WORST FINDING"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(unread.iter().map(unread_row));
-    rows.extend(reports.iter().map(row));
+    rows.extend(reports.iter().map(|report| row(report)));
     let mut out = if rows.len() > 1 { lines(&rows, width) + "\n" } else { String::new() };
     if !findings.is_empty() {
         let _ = writeln!(out, "{} (--verbose lists them)\n", orphaned(findings));
@@ -43,7 +43,7 @@ pub fn text(
 }
 
 /// `12 guests: 1 refused, 2 repairable, 9 ready`.
-pub fn summary(reports: &[GuestReport], unread: &[Unread]) -> String {
+pub fn summary(reports: &[&GuestReport], unread: &[Unread]) -> String {
     let of = |verdict| reports.iter().filter(|report| report.verdict() == verdict).count();
     let mut told: Vec<String> = WORST_FIRST
         .into_iter()
@@ -68,6 +68,8 @@ pub fn worst(report: &GuestReport) -> Option<&Finding> {
 }
 
 type Row = [String; 6];
+/// The column of the verdict.
+const VERDICT: usize = 4;
 
 fn unread_row(guest: &Unread) -> Row {
     let GuestFile { kind, vmid, node, .. } = &guest.file;
@@ -118,8 +120,9 @@ fn lines(rows: &[Row], width: Option<usize>) -> String {
     let widths: Vec<usize> = (0..6).map(|column| widest(column).unwrap_or(0)).collect();
     let mut out = String::new();
     for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| {
-            coloured(console::pad_str(cell, *width, console::Alignment::Left, None).into_owned())
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            let padded = console::pad_str(cell, *width, console::Alignment::Left, None);
+            if column == VERDICT { coloured(&padded) } else { padded.into_owned() }
         });
         let line = cells.collect::<Vec<_>>().join("  ");
         let line = line.trim_end();
@@ -127,18 +130,6 @@ fn lines(rows: &[Row], width: Option<usize>) -> String {
         let _ = writeln!(out, "{cut}");
     }
     out
-}
-
-/// A cell that holds a verdict, in its colour; any other as it is.
-fn coloured(cell: String) -> String {
-    let style = console::Style::new();
-    let style = match cell.trim_end() {
-        "refused" | "blocked" => style.red(),
-        "unknown" | "repairable" => style.yellow(),
-        "ready" => style.green(),
-        _ => return cell,
-    };
-    style.apply_to(cell).to_string()
 }
 
 /// `{"schema":1,"guests":[…],"unread":[…],"findings":[…]}`.

@@ -1,6 +1,7 @@
 //! What the user is shown: text for people, JSON for programs.
 
 pub mod attach;
+pub mod defaults;
 pub mod doctor;
 pub mod fleet;
 pub mod history;
@@ -41,6 +42,18 @@ pub fn is_hidden(c: char) -> bool {
 /// Text from outside made safe for a terminal: control characters, escapes among them, are shown as codes.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+}
+
+/// A verdict's word, blanks around it or not, in its colour where stdout is a terminal and NO_COLOR is not set.
+pub(crate) fn coloured(word: &str) -> String {
+    let style = console::Style::new();
+    let style = match word.trim() {
+        "refused" | "blocked" => style.red(),
+        "unknown" | "repairable" => style.yellow(),
+        "ready" => style.green(),
+        _ => return word.to_owned(),
+    };
+    style.apply_to(word).to_string()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::diagnose::code::Severity;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::pve::guest::{Access, Disk, Guest, Kind};
-use crate::report::{GuestReport, plain};
+use crate::report::{GuestReport, coloured, plain};
 use crate::survey::DiskFacts;
 use crate::verdict::Verdict;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ pub enum Detail {
 
 /// A guest's report: its disks, what is wrong with them, and what to do next.
 pub fn guest(report: &GuestReport, detail: Detail) -> String {
-    let mut out = format!("{}: {}\n", title(&report.survey.guest), report.verdict());
+    let mut out = format!("{}: {}\n", title(&report.survey.guest), coloured(&report.verdict().to_string()));
     out.push('\n');
     out.push_str(&table(report.survey.disks.iter().map(disk_row).collect()));
     let quiet = |finding: &&Finding| {

@@ -242,7 +242,7 @@ impl Look<'_> {
         disks: &mut [DiskFacts],
     ) -> (BTreeMap<String, StorageFacts>, Vec<Reading<ClusterFacts>>, Names) {
         let ids: BTreeSet<&str> = disks.iter().map(|disk| disk.disk.storage.as_str()).collect();
-        let listed = self.config.rbd.iter().filter(|storage| self.orphans && is_here(storage, node));
+        let listed = self.config.rbd.iter().filter(|storage| self.orphans && storage.is_on(node));
         let listed: BTreeSet<&str> = listed.map(|storage| storage.id.as_str()).collect();
         let mut storages = BTreeMap::new();
         let mut clusters = Vec::new();
@@ -292,12 +292,6 @@ impl Look<'_> {
         }
         (storages, clusters, names)
     }
-}
-
-/// The storage can be used on this node.
-fn is_here(storage: &RbdStorage, node: &str) -> bool {
-    let on_node = storage.nodes.as_ref().is_none_or(|nodes| nodes.iter().any(|name| name == node));
-    !storage.disabled && on_node
 }
 
 /// The pools of a cluster to be listed, each once.

@@ -273,7 +273,7 @@ impl State {
         kernel.mappings = match self.mapped {
             Mapped::No => return,
             Mapped::Unknown => unknown(),
-            _ => Reading::Known(vec![(*mapping).clone()]),
+            _ => Reading::Known(vec![(*mapping).clone()].into()),
         };
         survey.disks[0].linked_device = Some("rbd0".into());
         let process = Process { pid: 1, command: "dd".into(), guest: None };

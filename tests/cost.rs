@@ -1,0 +1,63 @@
+//! What a start costs, in what does not depend on the machine: libraries loaded, requests sent. `tests/bench` has the
+//! times.
+
+#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
+
+mod common;
+
+use common::Lab;
+use common::node::{DEFAULT, Node, new_vmid};
+
+/// The shared libraries that a hook of this guest loads, as the dynamic linker reports them.
+fn loaded(node: &Node, vmid: u32) -> String {
+    let output =
+        node.command(["hook", &vmid.to_string(), "pre-start"]).env("LD_DEBUG", "files").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_guest_without_rbd_disks_loads_nothing_of_ceph() {
+    let (node, vmid, _) = Node::with_vm_on("ceph-librbd", "rbd", DEFAULT);
+    let with = loaded(&node, vmid);
+    assert!(with.contains("librados.so.2") && with.contains("librbd.so.1"), "the linker's report: {with}");
+    let vmid = new_vmid();
+    node.vm(vmid, "scsi0: local-lvm:vm-1-disk-0\nnet0: virtio=02:00:00:00:00:01,bridge=vmbr0\n");
+    let without = loaded(&node, vmid);
+    assert!(without.contains("libc.so.6"), "the linker's report: {without}");
+    assert!(!without.contains("librados") && !without.contains("librbd"), "{without}");
+}
+
+/// Requests that the OSD has answered so far.
+fn answered(lab: &Lab) -> u64 {
+    let counters = lab.ceph(&["tell", "osd.0", "perf", "dump", "--format", "json"]);
+    serde_json::from_str::<serde_json::Value>(&counters).unwrap()["osd"]["op"].as_u64().unwrap()
+}
+
+/// The requests of one check of a guest with so many disks.
+fn requests(node: &Node, disks: usize) -> u64 {
+    let vmid = new_vmid();
+    let volumes: Vec<String> = (0..disks).map(|disk| format!("vm-{vmid}-disk-{disk}")).collect();
+    for volume in &volumes {
+        node.image(&format!("rbd/{volume}"), DEFAULT);
+    }
+    let lines =
+        volumes.iter().enumerate().map(|(n, volume)| format!("scsi{n}: ceph-librbd:{volume},size=8M\n"));
+    node.vm(vmid, &lines.collect::<String>());
+    let before = answered(&node.lab);
+    let ran = node.run(["check", &vmid.to_string()]);
+    let after = answered(&node.lab);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    after - before
+}
+
+/// As measured with Ceph 16.2. Each is a round trip, and librbd asks most of an image one after another; images side
+/// by side.
+#[test]
+fn an_image_costs_a_dozen_requests() {
+    let node = Node::on(Lab::own(&[]));
+    let (one, nine) = (requests(&node, 1), requests(&node, 9));
+    let each = (nine - one) as f64 / 8.0;
+    println!("requests to the OSD: {one} for one image, {each:.1} for each further one");
+    assert!(each <= 12.0 && one <= 12, "{one} for one image, {each:.1} for each further one");
+}
