@@ -418,6 +418,25 @@ fn a_feature_reset_takes_off_and_puts_back_once() {
     }
 }
 
+/// What the kernel cannot map, or PVE would take off again, does not come back.
+#[test]
+fn a_feature_reset_puts_back_only_what_the_kernel_maps() {
+    let mut policy = policy("");
+    policy.reset = true;
+    let mut survey = healthy();
+    survey["node"]["kernel"]["version"] = json!([5, 2]);
+    survey["node"]["kernel"]["supported"] =
+        json!({ "known": ["layering", "exclusive-lock", "deep-flatten"] });
+    let seen = see_with(&survey, &policy);
+    let [Change::DisableFeatures { features: off }, Change::EnableFeatures { features: on }] =
+        seen.changes()[..]
+    else {
+        panic!("{:?}", seen.changes())
+    };
+    assert_eq!(off.to_string(), "exclusive-lock, object-map, fast-diff, deep-flatten");
+    assert_eq!(on.to_string(), "exclusive-lock");
+}
+
 #[test]
 fn disks_are_mapped_last_and_only_if_the_guest_will_start() {
     let mut policy = policy("");

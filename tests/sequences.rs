@@ -1,4 +1,4 @@
-//! The model's rules for features, object maps and locks against the real Ceph: the same random steps on both, and
+//! The model's rules for features, object maps, locks and mirroring against the real Ceph: the same random steps on both, and
 //! after each step the same exit code and the same image, as the product reads it.
 //!
 //! `RBD_PREFLIGHT_SEQUENCES=N` plays N sequences, `RBD_PREFLIGHT_SEED=N` begins at that seed; a failure names its own.
@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::model::{HANGS, Image, Locker, OK, Step};
+use common::model::{HANGS, Image, Locker, Mode, OK, Step};
 use common::{Lab, Writer, wait_until};
 use rbd_preflight::ceph::alive::watcher_of;
 use rbd_preflight::ceph::features::Features;
@@ -59,7 +59,7 @@ impl Dice {
     }
 
     fn step(&mut self, image: &Image) -> Step {
-        match self.below(12) {
+        match self.below(15) {
             0..=2 => Step::Enable(self.features()),
             3..=4 => Step::Disable(self.features()),
             // What is there or lacking, so that what goes through is tried as often as what is refused.
@@ -71,7 +71,12 @@ impl Dice {
             // Not under a writer that no lock of Ceph's keeps apart: enabled under both, it would wait for ever.
             10 if !image.writer || image.locker == Locker::Live => Step::LockAdd,
             10 => Step::Rebuild(None),
-            _ => Step::LockRemove,
+            11 => Step::LockRemove,
+            // What the lock of another program does to these is not the model's to know: the gate lets nothing through.
+            _ if image.locker == Locker::ByHand => Step::LockRemove,
+            12 => Step::MirrorEnable(Mode::Snapshot),
+            13 => Step::MirrorEnable(Mode::Journal),
+            _ => Step::MirrorDisable,
         }
     }
 }
@@ -103,6 +108,11 @@ impl Play<'_> {
             Step::SnapRemove(n) => vec!["snap".into(), "rm".into(), "--no-progress".into(), snapshot(n)],
             Step::Rebuild(None) => vec!["object-map".into(), "rebuild".into(), name],
             Step::Rebuild(Some(n)) => vec!["object-map".into(), "rebuild".into(), snapshot(n)],
+            Step::MirrorEnable(mode) => {
+                let mode = if mode == Mode::Journal { "journal" } else { "snapshot" };
+                vec!["mirror".into(), "image".into(), "enable".into(), name, mode.into()]
+            }
+            Step::MirrorDisable => vec!["mirror".into(), "image".into(), "disable".into(), name],
             Step::LockAdd => vec!["lock".into(), "add".into(), name, "mine".into()],
             Step::LockRemove => {
                 let lockers = self.lab.rbd_json(&["lock", "ls", &name]);
@@ -137,6 +147,10 @@ impl Play<'_> {
             }),
             locker: locker(facts),
             writer: !facts.watchers.known().unwrap().is_empty(),
+            mirror: facts.mirroring.known().unwrap().as_ref().map(|mirroring| {
+                assert!(mirroring.primary && mirroring.state == "enabled", "{mirroring:?}");
+                if mirroring.mode == "journal" { Mode::Journal } else { Mode::Snapshot }
+            }),
         }
     }
 
@@ -241,6 +255,7 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn the_model_and_ceph_agree_on_random_sequences() {
     let (lab, begun) = (Lab::shared(), Instant::now());
+    lab.rbd(&["mirror", "pool", "enable", "rbd", "image"]);
     let first = number("RBD_PREFLIGHT_SEED", 1);
     let end = first + number("RBD_PREFLIGHT_SEQUENCES", 16);
     let (next, made) = (AtomicU64::new(first), AtomicUsize::new(0));

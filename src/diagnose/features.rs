@@ -148,10 +148,9 @@ fn reset(image: &Image) -> Option<Finding> {
     if image.facts.features.contains(Features::JOURNALING) {
         return None;
     }
-    let all = Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP | Features::FAST_DIFF;
-    let (off, on) = image.reset_so_far();
-    let set = off.unwrap_or(image.facts.features & all);
-    if set.is_empty() || on {
+    let (off, back) = image.reset_so_far();
+    let set = off.unwrap_or(image.facts.features) & can_come_back(image);
+    if set.is_empty() || back.contains(set) {
         return None;
     }
     let mut changes = vec![Change::EnableFeatures { features: set }];
@@ -166,6 +165,16 @@ fn reset(image: &Image) -> Option<Finding> {
         image.settings.change.features,
         changes,
     ))
+}
+
+/// What a reset puts back: nothing that this kernel cannot map or PVE would take off again; that goes for good.
+fn can_come_back(image: &Image) -> Features {
+    let all = Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP | Features::FAST_DIFF;
+    if !image.by_kernel() {
+        return all;
+    }
+    let supported = image.kernel().supported.known().copied().unwrap_or(all);
+    (all & supported) - pve_target(image.kernel().version).disable
 }
 
 /// Whether the object maps of the image and its snapshots can be rebuilt in the time there is: a rebuild that is cut

@@ -175,18 +175,16 @@ impl<'a> Image<'a> {
         all[since..].to_vec()
     }
 
-    /// The features that this run has taken off the image, and whether it has put them back.
-    pub fn reset_so_far(&self) -> (Option<Features>, bool) {
+    /// The features that this run has taken off the image together with its lock, and those that it has put back since.
+    pub fn reset_so_far(&self) -> (Option<Features>, Features) {
         let done = self.survey.history.iter().filter(|r| r.done() && r.action.target.spec == self.spec);
-        let mut so_far = (None, false);
+        let mut so_far = (None, Features::NONE);
         for report in done {
             match &report.action.change {
                 Change::DisableFeatures { features } if features.contains(Features::EXCLUSIVE_LOCK) => {
-                    so_far = (Some(*features), false);
+                    so_far = (Some(*features), Features::NONE);
                 }
-                Change::EnableFeatures { features } if so_far.0.is_some_and(|off| features.contains(off)) => {
-                    so_far.1 = true;
-                }
+                Change::EnableFeatures { features } => so_far.1 = so_far.1 | *features,
                 _ => {}
             }
         }

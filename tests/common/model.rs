@@ -30,7 +30,14 @@ pub enum Locker {
     Unknown,
 }
 
-/// An image.
+/// How an image is mirrored, this copy being the primary one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Journal,
+    Snapshot,
+}
+
+/// An image, in a pool that mirrors single images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Image {
     pub features: Features,
@@ -41,6 +48,7 @@ pub struct Image {
     pub locker: Locker,
     /// A client writes to it, whether the image has a lock to own or not.
     pub writer: bool,
+    pub mirror: Option<Mode>,
 }
 
 /// What somebody does with `rbd`.
@@ -54,13 +62,15 @@ pub enum Step {
     Rebuild(Option<usize>),
     LockAdd,
     LockRemove,
+    MirrorEnable(Mode),
+    MirrorDisable,
 }
 
 impl Image {
     /// A new image.
     pub fn new(features: Features) -> Self {
         let locker = Locker::Nobody;
-        Self { features, map_invalid: false, snapshots: [None, None], locker, writer: false }
+        Self { features, map_invalid: false, snapshots: [None, None], locker, writer: false, mirror: None }
     }
 
     /// Does a step; what `rbd` ends with.
@@ -72,6 +82,8 @@ impl Image {
             Step::SnapRemove(n) => self.snap_remove(n),
             Step::Rebuild(place) => self.rebuild(place),
             Step::LockAdd => self.lock_add(),
+            Step::MirrorEnable(mode) => self.mirror_enable(mode),
+            Step::MirrorDisable => self.mirror_disable(),
             Step::LockRemove => match self.locker {
                 Locker::ByHand => {
                     self.locker = Locker::Nobody;
@@ -176,7 +188,8 @@ impl Image {
         let after = self.features - features;
         let stranded =
             features.contains(Features::EXCLUSIVE_LOCK) && after.intersects(MAP | Features::JOURNALING);
-        if stranded {
+        let feeds_mirror = features.contains(Features::JOURNALING) && self.mirror == Some(Mode::Journal);
+        if stranded || feeds_mirror {
             return EINVAL;
         }
         self.features = after;
@@ -226,6 +239,39 @@ impl Image {
         match place {
             None => self.map_invalid = false,
             Some(n) => self.snapshots[n] = Some(false),
+        }
+        OK
+    }
+
+    /// `rbd mirror image enable`. What a journal needs is enabled first, and stays even if the mirroring is then refused.
+    fn mirror_enable(&mut self, mode: Mode) -> i32 {
+        let needed = (Features::EXCLUSIVE_LOCK | Features::JOURNALING) - self.features;
+        if mode == Mode::Journal && needed.contains(Features::JOURNALING) {
+            let exit = self.enable(needed);
+            if exit != OK {
+                return exit;
+            }
+        }
+        if let Some(now) = self.mirror {
+            return if now == mode { OK } else { EINVAL };
+        }
+        // The first mirror snapshot is made at once.
+        if mode == Mode::Snapshot && !self.may_change() {
+            return EROFS;
+        }
+        self.mirror = Some(mode);
+        OK
+    }
+
+    /// `rbd mirror image disable`: the journal goes with the mirroring that it fed.
+    fn mirror_disable(&mut self) -> i32 {
+        let Some(mode) = self.mirror else { return OK };
+        if !self.may_change() {
+            return EROFS;
+        }
+        self.mirror = None;
+        if mode == Mode::Journal {
+            self.features = self.features - Features::JOURNALING;
         }
         OK
     }

@@ -1,0 +1,477 @@
+//! One state of the world as `diagnose` and `plan` see it: how it is read, which changes the design's rules forbid in it,
+//! and what a change makes of it. `tests/space.rs` goes through all of them.
+
+use crate::model::{Image, Locker, OK};
+use rbd_preflight::action::{Action, ActionReport, ActionResult, Change};
+use rbd_preflight::ceph::caps::Caps as Granted;
+use rbd_preflight::ceph::features::Features;
+use rbd_preflight::ceph::image::{
+    Flags, ImageFacts, ImageReading, Lock, Locker as Owner, Mirroring, Watcher,
+};
+use rbd_preflight::kernel::Mapping;
+use rbd_preflight::kernel::holders::{Holder, Process};
+use rbd_preflight::policy::{Policy, Scope};
+use rbd_preflight::pve::guest::Access;
+use rbd_preflight::reading::{Failure, Reading};
+use rbd_preflight::settings::Settings;
+use rbd_preflight::survey::{MappingUsers, Survey};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// What is said of the object map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Map {
+    Valid,
+    Invalid,
+    Unknown,
+}
+
+/// Who watches the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watchers {
+    Nobody,
+    /// This node's kernel: of the mapping, or of one that sysfs does not show (any more).
+    Own,
+    OwnAndOther,
+    Other,
+    /// A client that is on the blocklist, and whose watch has not run out.
+    Blocklisted,
+    Unknown,
+}
+
+/// Whether the storage's user may put a dead owner on the blocklist, and whether that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caps {
+    May,
+    MayNot,
+    /// It may, and its caps could not be read.
+    UnreadMay,
+    /// It may not, and its caps could not be read.
+    UnreadMayNot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mirror {
+    No,
+    Journal,
+    Snapshot,
+    NonPrimary,
+    /// Only the image's features say so.
+    NonPrimaryFeature,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migration {
+    No,
+    UnderWay,
+    /// Only the image's features say so.
+    Feature,
+    Unknown,
+}
+
+/// The image in this node's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapped {
+    No,
+    Leftover,
+    Busy,
+    /// Through a kernel client on the blocklist.
+    Dead,
+    DeadAndBusy,
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    Stopped,
+    /// `lock: backup`, under which a start is ordinary.
+    Backup,
+    Running,
+    Elsewhere,
+    Locked,
+    NoQuorum,
+    QuorumUnknown,
+    Template,
+    Unknown,
+}
+
+/// Why the tool runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Context {
+    ByHand,
+    /// The hook before a start.
+    Hook,
+    /// The hook where the guest is alive on another node.
+    MigrationTarget,
+    AfterStop,
+    /// `start`.
+    Start,
+    /// The last try of `start`, which takes the features off and puts them back.
+    LastTry,
+}
+
+/// One state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    pub features: Features,
+    pub map: Map,
+    pub locker: Locker,
+    pub watchers: Watchers,
+    pub caps: Caps,
+    pub mirror: Mirror,
+    pub migration: Migration,
+    pub guest: Guest,
+    pub krbd: bool,
+    pub old_kernel: bool,
+    pub mapped: Mapped,
+    /// PVE opens the disk before it calls the hook.
+    pub before_hook: bool,
+    pub context: Context,
+}
+
+/// A disk of a guest that can start, to be varied.
+static BASE: LazyLock<Survey> = LazyLock::new(|| {
+    serde_json::from_value(json!({
+        "schema": 1, "taken_at": 0,
+        "node": {
+            "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
+            "kernel": { "release": "6.14.8-2-pve", "version": [6, 14], "module_loaded": true,
+                        "supported": { "known": [] }, "mappings": { "known": [] } },
+        },
+        "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
+                   "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
+        "storages": { "ceph": {
+            "section": { "id": "ceph", "pool": "rbd", "namespace": null, "data_pool": null, "krbd": true,
+                         "username": null, "monhost": null, "content": ["images"], "nodes": null, "disabled": false },
+            "connection": { "conf": null, "mon_host": null, "user": "vms", "keyring": null },
+            "cluster": 0,
+        } },
+        "clusters": [{ "known": {
+            "fsid": "f", "health": { "known": { "status": "HEALTH_OK", "checks": [] } },
+            "blocklist": { "known": [
+                { "address": "10.0.0.1:0/5", "until": "later", "range": false },
+                { "address": "10.0.0.2:0/8", "until": "later", "range": false },
+            ] },
+            "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 },
+        } }],
+        "disks": [{
+            "key": "scsi0", "volid": "ceph:vm-516-disk-0", "storage": "ceph", "pool": "rbd", "namespace": null,
+            "image": "vm-516-disk-0", "krbd_storage": true, "access": "krbd", "role": "disk", "pve_drops": null,
+            "shared_with": [],
+            "reading": { "found": {
+                "id": "1", "format": 2, "size": 1, "object_size": 1, "objects": 1, "features": [],
+                "op_features": { "known": [] }, "snapshots": { "known": [] }, "parents": { "known": [] },
+                "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } },
+                "lock": { "known": { "tag": "", "exclusive": true, "lockers": [] } },
+                "watchers": { "known": [] }, "mirroring": { "known": null }, "migration": { "known": null },
+            } },
+        }],
+    }))
+    .unwrap()
+});
+
+/// This node's kernel clients, and clients elsewhere. Those of number 5 and 8 are on the blocklist.
+const OWN: (&str, u64) = ("10.0.0.1:0/6", 6);
+const OWN_DEAD: (&str, u64) = ("10.0.0.1:0/5", 5);
+const OTHER: (&str, u64) = ("10.0.0.2:0/7", 7);
+const BLOCKLISTED: (&str, u64) = ("10.0.0.2:0/8", 8);
+
+fn watcher((address, client): (&str, u64)) -> Watcher {
+    Watcher { address: address.into(), client, cookie: client * 10 }
+}
+
+/// The owner of a lock that is `client`'s by its watch; any other has no watch.
+fn owner((address, client): (&str, u64), cookie: &str) -> Owner {
+    Owner { client: format!("client.{client}"), cookie: cookie.into(), address: address.into() }
+}
+
+fn mapping(client: (&str, u64)) -> Mapping {
+    serde_json::from_value(json!({
+        "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-0", "snapshot": null, "fsid": "f",
+        "client_address": client.0, "client": client.1,
+    }))
+    .unwrap()
+}
+
+static LIVE_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(OWN));
+static DEAD_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(OWN_DEAD));
+
+fn unknown<T>() -> Reading<T> {
+    Reading::Unknown(Failure::errno("read it", 5))
+}
+
+impl Context {
+    /// The guest is about to start, and its krbd disks are to be mapped.
+    pub fn starts(self) -> bool {
+        matches!(self, Self::Hook | Self::Start | Self::LastTry)
+    }
+
+    /// What the commands make of the context (`commands::session`, `commands::hook`, `commands::start`).
+    pub fn policy(self) -> Policy {
+        let ordinary = Policy::new(Settings::default().for_guest(516, ["ceph"]));
+        let budget = Some(ordinary.settings.rebuild_deadline);
+        let starting = Policy { map: true, ..ordinary.clone() };
+        match self {
+            Self::ByHand => ordinary,
+            Self::Hook => Policy { scope: Scope::InHook, rebuild_budget: budget, ..starting },
+            Self::MigrationTarget => Policy { read_only: Some("alive on pve2".into()), ..ordinary },
+            Self::AfterStop => Policy { scope: Scope::AfterStop, rebuild_budget: budget, ..ordinary },
+            Self::Start => starting,
+            Self::LastTry => Policy { reset: true, ..starting },
+        }
+    }
+}
+
+impl State {
+    /// What is seen of the state.
+    pub fn survey(&self, history: &[ActionReport]) -> Survey {
+        let mut survey = BASE.clone();
+        survey.history = history.to_vec();
+        self.paint_guest(&mut survey);
+        self.paint_kernel(&mut survey);
+        survey.storages.get_mut("ceph").unwrap().caps = self.caps_read();
+        survey.disks[0].disk.access = if self.krbd { Access::Krbd } else { Access::Librbd };
+        survey.disks[0].disk.before_hook = self.before_hook;
+        let Some(ImageReading::Found(facts)) = &mut survey.disks[0].reading else { panic!() };
+        self.paint_image(facts);
+        survey
+    }
+
+    fn paint_guest(&self, survey: &mut Survey) {
+        match self.guest {
+            Guest::Stopped => {}
+            Guest::Backup => survey.guest.lock = Some("backup".into()),
+            Guest::Running => survey.node.running = Reading::Known(true),
+            Guest::Elsewhere => survey.guest.node = "pve2".into(),
+            Guest::Locked => survey.guest.lock = Some("snapshot".into()),
+            Guest::NoQuorum => survey.node.quorate = Reading::Known(false),
+            Guest::QuorumUnknown => survey.node.quorate = unknown(),
+            Guest::Template => survey.guest.template = true,
+            Guest::Unknown => survey.node.running = unknown(),
+        }
+    }
+
+    /// The caps are only looked for where a lock is to be broken.
+    fn caps_read(&self) -> Option<Reading<Granted>> {
+        let mon = |caps: &str| Reading::Known(Granted(BTreeMap::from([("mon".to_owned(), caps.to_owned())])));
+        (self.locker == Locker::Dead).then(|| match self.caps {
+            Caps::May => mon("profile rbd"),
+            Caps::MayNot => mon("allow r"),
+            Caps::UnreadMay | Caps::UnreadMayNot => unknown(),
+        })
+    }
+
+    fn paint_kernel(&self, survey: &mut Survey) {
+        let kernel = &mut survey.node.kernel;
+        let old = Features(0x87);
+        kernel.supported = Reading::Known(if self.old_kernel { old } else { Features::KRBD_5_3 });
+        kernel.version = if self.old_kernel { (4, 15) } else { (6, 14) };
+        let busy = matches!(self.mapped, Mapped::Busy | Mapped::DeadAndBusy);
+        let mapping = if self.client_is_dead() { &DEAD_MAPPING } else { &LIVE_MAPPING };
+        kernel.mappings = match self.mapped {
+            Mapped::No => return,
+            Mapped::Unknown => unknown(),
+            _ => Reading::Known(vec![(*mapping).clone()].into()),
+        };
+        survey.disks[0].linked_device = Some("rbd0".into());
+        let process = Process { pid: 1, command: "dd".into(), guest: None };
+        let holder = Holder::Process { device: "rbd0".into(), process };
+        let holders = Reading::Known(if busy { vec![holder] } else { Vec::new() });
+        survey.node.mapping_users.insert(0, MappingUsers { holders, guests: BTreeMap::new() });
+    }
+
+    /// One of some words that are shown and never compared; each comes up in some states.
+    fn word<const N: usize>(&self, words: [&str; N]) -> String {
+        let number = self.features.0 + self.watchers as u64 + self.locker as u64 + self.mapped as u64;
+        words[usize::try_from(number).unwrap() % N].to_owned()
+    }
+
+    fn paint_image(&self, facts: &mut ImageFacts) {
+        let only_by_feature = |on: bool, feature| if on { feature } else { Features::NONE };
+        facts.features = self.features
+            | only_by_feature(self.migration == Migration::Feature, Features::MIGRATING)
+            | only_by_feature(self.mirror == Mirror::NonPrimaryFeature, Features::NON_PRIMARY);
+        let flags = |invalid| Flags { object_map_invalid: invalid, fast_diff_invalid: invalid };
+        facts.flags = match self.map {
+            Map::Valid => Reading::Known(flags(false)),
+            Map::Invalid => Reading::Known(flags(true)),
+            Map::Unknown => unknown(),
+        };
+        let own = if self.client_is_dead() { OWN_DEAD } else { OWN };
+        facts.watchers = match self.watchers {
+            Watchers::Nobody => Reading::Known(Vec::new()),
+            Watchers::Own => Reading::Known(vec![watcher(own)]),
+            Watchers::OwnAndOther => Reading::Known(vec![watcher(own), watcher(OTHER)]),
+            Watchers::Other => Reading::Known(vec![watcher(OTHER)]),
+            Watchers::Blocklisted => Reading::Known(vec![watcher(BLOCKLISTED)]),
+            Watchers::Unknown => unknown(),
+        };
+        let live = match self.watchers {
+            Watchers::Own | Watchers::OwnAndOther => own,
+            Watchers::Blocklisted => BLOCKLISTED,
+            _ => OTHER,
+        };
+        let internal = |lockers| Lock { tag: "internal".into(), exclusive: true, lockers };
+        facts.lock = match self.locker {
+            Locker::Nobody => Reading::Known(internal(vec![])),
+            Locker::Live => Reading::Known(internal(vec![owner(live, &format!("auto {}", live.1 * 10))])),
+            Locker::Dead => Reading::Known(internal(vec![owner(OTHER, "auto 99")])),
+            Locker::ByHand => {
+                Reading::Known(Lock { tag: String::new(), ..internal(vec![owner(OTHER, "backup")]) })
+            }
+            Locker::Unknown => unknown(),
+        };
+        let mirrored = |mode: &str, primary| {
+            let state = self.word(["enabled", "disabling", "creating"]);
+            Reading::Known(Some(Mirroring { mode: mode.into(), state, primary }))
+        };
+        facts.mirroring = match self.mirror {
+            Mirror::No | Mirror::NonPrimaryFeature => Reading::Known(None),
+            Mirror::Journal => mirrored("journal", true),
+            Mirror::Snapshot => mirrored("snapshot", true),
+            Mirror::NonPrimary => mirrored(&self.word(["snapshot", "journal"]), false),
+            Mirror::Unknown => unknown(),
+        };
+        facts.migration = match self.migration {
+            Migration::No | Migration::Feature => Reading::Known(None),
+            Migration::UnderWay => {
+                let states = ["preparing", "prepared", "executing", "executed", "aborting", "error"];
+                Reading::Known(Some(self.word(states)))
+            }
+            Migration::Unknown => unknown(),
+        };
+    }
+
+    fn client_is_dead(&self) -> bool {
+        matches!(self.mapped, Mapped::Dead | Mapped::DeadAndBusy)
+    }
+
+    fn may_blocklist(&self) -> bool {
+        matches!(self.caps, Caps::May | Caps::UnreadMay)
+    }
+
+    fn mirror_allows(&self) -> bool {
+        matches!(self.mirror, Mirror::No | Mirror::Snapshot)
+    }
+
+    fn guest_allows(&self) -> bool {
+        matches!(self.guest, Guest::Stopped | Guest::Backup)
+    }
+
+    /// Nobody has the image open, and nobody may have.
+    fn idle(&self) -> bool {
+        self.watchers == Watchers::Nobody && matches!(self.locker, Locker::Nobody | Locker::Dead)
+    }
+
+    /// What the rules of the design say of a change in this state; the reason if it is forbidden.
+    pub fn breaks_a_rule(&self, change: &Change) -> Option<&'static str> {
+        let rule = |broken: bool, name: &'static str| broken.then_some(name);
+        let named = match change {
+            Change::EnableFeatures { features } | Change::DisableFeatures { features } => *features,
+            _ => Features::NONE,
+        };
+        let by_kind = match change {
+            Change::Unmap { .. } => rule(
+                !matches!(self.mapped, Mapped::Leftover | Mapped::Dead),
+                "rule 3: unmap of what is open or unknown",
+            ),
+            Change::Map { .. } => rule(
+                !(self.context.starts() && self.krbd && self.mapped == Mapped::No),
+                "map that PVE would not make",
+            ),
+            _ => rule(self.mapped != Mapped::No, "rule 1: an image that a kernel has mapped"),
+        };
+        let on_image = !matches!(change, Change::Unmap { .. });
+        let is_break = matches!(change, Change::BreakLock { .. });
+        by_kind
+            .or(rule(self.context == Context::MigrationTarget, "alive on another node"))
+            .or(rule(!self.guest_allows(), "rule 5: a guest that is not ours to change"))
+            .or(rule(on_image && !self.idle(), "rule 1 or 6: an image that somebody uses, or may use"))
+            .or(rule(is_break && self.locker != Locker::Dead, "rule 2: a live lock"))
+            .or(rule(on_image && (self.migration != Migration::No || !self.mirror_allows()), "rule 4"))
+            .or(rule(
+                named.contains(Features::JOURNALING) && self.mirror != Mirror::No,
+                "rule 4: a mirror's journal",
+            ))
+            .or(rule(
+                named.intersects(Features::LAYERING | Features::STRIPING | Features::DATA_POOL),
+                "an immutable feature",
+            ))
+            .or(rule(
+                self.context == Context::Hook && self.before_hook && !on_image && self.mapped != Mapped::Dead,
+                "unmap of what PVE has mapped for this start",
+            ))
+    }
+
+    /// The state after a change, and what is reported of it.
+    pub fn after(self, action: &Action) -> (Self, ActionReport) {
+        let done =
+            |state: Self| (state, ActionReport::new(action.clone(), ActionResult::Done { duration_ms: 1 }));
+        match &action.change {
+            Change::BreakLock { .. } if !self.may_blocklist() => {
+                let failed = ActionResult::Failed { errno: Some(13), message: "Permission denied".into() };
+                (self, ActionReport::new(action.clone(), failed))
+            }
+            Change::BreakLock { .. } => done(self.changed(|image| image.break_lock())),
+            Change::DisableFeatures { features } => done(self.changed(|image| image.disable(*features))),
+            Change::EnableFeatures { features } => done(self.changed(|image| image.enable(*features))),
+            Change::RebuildObjectMap { .. } => done(self.changed(|image| image.rebuild(None))),
+            Change::Unmap { .. } => done(self.unmapped()),
+            Change::Map { .. } => done(Self { mapped: Mapped::Leftover, watchers: Watchers::Own, ..self }),
+        }
+    }
+
+    /// The kernel gives its watch and its lock back; on the blocklist it can give back neither, but has no watch for long.
+    fn unmapped(self) -> Self {
+        let had_watch = matches!(self.watchers, Watchers::Own | Watchers::OwnAndOther);
+        let watchers = match self.watchers {
+            Watchers::Own => Watchers::Nobody,
+            Watchers::OwnAndOther => Watchers::Other,
+            others => others,
+        };
+        let locker = match self.locker {
+            Locker::Live if had_watch && self.client_is_dead() => Locker::Dead,
+            Locker::Live if had_watch => Locker::Nobody,
+            other => other,
+        };
+        Self { mapped: Mapped::No, watchers, locker, ..self }
+    }
+
+    /// The state after a change that Ceph must take as it is.
+    fn changed(self, change: impl FnOnce(&mut Image) -> i32) -> Self {
+        let (features, locker) = (self.features, self.locker);
+        let mut image = Image { map_invalid: self.map == Map::Invalid, locker, ..Image::new(features) };
+        assert_eq!(change(&mut image), OK, "{self:?}");
+        let map = match self.map {
+            Map::Unknown => Map::Unknown,
+            _ if image.map_invalid => Map::Invalid,
+            _ => Map::Valid,
+        };
+        Self { features: image.features, map, locker: image.locker, ..self }
+    }
+
+    /// By the design, a guest in this state can be made ready without a person.
+    pub fn can_be_made_ready(&self) -> bool {
+        let journal_stops =
+            self.krbd && self.features.contains(Features::JOURNALING) && self.mirror != Mirror::No;
+        let let_go =
+            if matches!(self.mapped, Mapped::Leftover | Mapped::Dead) { self.unmapped() } else { *self };
+        // PVE gives every krbd disk exclusive-lock, and then the lock counts.
+        let lock_counts = self.features.contains(Features::EXCLUSIVE_LOCK) || (self.krbd && !self.old_kernel);
+        let lock_stops = let_go.locker == Locker::Dead && lock_counts && !self.may_blocklist();
+        // In the hook before a start PVE has mapped it already, and nothing more can be done to it, unless it is dead.
+        let too_late = self.context == Context::Hook && self.before_hook && self.mapped == Mapped::Leftover;
+        self.context != Context::MigrationTarget
+            && self.guest_allows()
+            && let_go.mapped == Mapped::No
+            && let_go.idle()
+            && !lock_stops
+            && self.mirror_allows()
+            && self.migration == Migration::No
+            && self.map != Map::Unknown
+            && !journal_stops
+            && !too_late
+    }
+}
