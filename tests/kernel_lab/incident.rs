@@ -1,8 +1,8 @@
 //! The incident: this node's kernel client is on the blocklist, and nothing can be mapped, whatever one does.
 
-use crate::assert_said;
 use crate::common::kernel::{KRBD, disk, on_the_kernel};
 use crate::common::node::{DEFAULT, codes, finding};
+use crate::{assert_said, assert_shown_in_readme};
 
 /// The whole story, with another guest that keeps the dead client alive.
 #[test]
@@ -29,7 +29,16 @@ fn another_guest_sits_on_the_dead_client() {
         let found = finding(&report, "node-client-blocklisted").to_string();
         assert!(found.contains(&dead) && found.contains(&other.to_string()), "{found}");
 
+        let check = node.preflight(&format!("check {vmid}")).stdout;
         let ran = node.hook(vmid);
+        let shown =
+            format!("# rbd-preflight check 516\n{check}# rbd-preflight hook 516 pre-start\n{}", ran.stderr);
+        let shown = shown
+            .replace(&format!("guest{vmid}"), "xds-dev-516")
+            .replace(&vmid.to_string(), "516")
+            .replace(&other.to_string(), "515")
+            .replace("rbd/vm-", "xds_kvm_dev_data/vm-");
+        assert_shown_in_readme("node-client-blocklisted", &shown);
         assert_said(&ran, 0, &["node-client-blocklisted", &dead, &other.to_string()]);
         node.assert_ready(&disks);
         assert_eq!(node.pve_start(&disks), [0, 0]);

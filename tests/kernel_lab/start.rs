@@ -1,8 +1,8 @@
 //! Starts that go well, and what they cost.
 
-use crate::assert_said;
 use crate::common::kernel::{KRBD, LIBRBD, NAMESPACE, disk, on_the_kernel, say};
 use crate::common::node::DEFAULT;
+use crate::{assert_said, assert_shown_in_readme};
 use std::time::Instant;
 
 /// Each kind of disk, as Proxmox VE would map it, and none that it would not.
@@ -113,6 +113,8 @@ fn eight_disks_take_no_longer_than_without_us() {
         let ran = node.hook(vmid);
         let hook = begun.elapsed().as_secs_f64();
         assert_said(&ran, 0, &[]);
+        let line = ran.stderr.replace(&vmid.to_string(), "516").replace("guest516", "xds-dev-516");
+        assert_shown_in_readme("4 mapped", &line.replace("8 ", "4 "));
         let with = hook + alone(true);
         node.assert_ready(&disks);
         say(&format!(
