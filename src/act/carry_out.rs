@@ -122,7 +122,7 @@ impl Hands<'_> {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
             _ => self.run(action, progress),
         };
-        let result = if in_doubt(&result) && made(action, look) { done() } else { result };
+        let result = if in_doubt(action, &result) && made(action, look) { done() } else { result };
         let result = with_duration(result, begun.elapsed());
         // The change is made: a journal that cannot be written now is no reason to say that it was not.
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
@@ -219,12 +219,13 @@ fn not_broken_result(not_broken: &NotBroken) -> ActionResult {
     }
 }
 
-/// Whether a change may have been made although its command failed: `rbd` writes the features first and tells the
+/// Whether a change of features may have been made although its command failed: `rbd` writes the features first and tells the
 /// image's watchers last. A watcher that died less than 30 s ago cannot be told, and `rbd` ends with 110; a command
 /// that was killed says nothing at all. After 22 nothing was made: the features stood as they were wanted, or cannot.
-fn in_doubt(result: &ActionResult) -> bool {
+fn in_doubt(action: &Action, result: &ActionResult) -> bool {
+    let of_features = matches!(action.change, Change::DisableFeatures { .. } | Change::EnableFeatures { .. });
     match result {
-        ActionResult::Failed { errno, .. } => *errno != Some(Errno::EINVAL as i32),
+        ActionResult::Failed { errno, .. } => of_features && *errno != Some(Errno::EINVAL as i32),
         _ => false,
     }
 }

@@ -60,8 +60,13 @@ impl<'a> RealWorld<'a> {
 
     /// The time left of `limit`.
     fn left(&self, limit: Duration) -> Duration {
-        self.deadline.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
+        left(self.deadline, limit)
     }
+}
+
+/// The time that is left of `limit` until a deadline.
+fn left(deadline: Option<Instant>, limit: Duration) -> Duration {
+    deadline.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
 }
 
 impl World for RealWorld<'_> {
@@ -81,11 +86,12 @@ impl World for RealWorld<'_> {
             runner: &System,
             time_limit: self.left(limit),
         };
-        let patience = self.left(settings.check_deadline);
+        let (deadline, session) = (self.deadline, &self.session);
         let look = || {
+            let patience = left(deadline, settings.check_deadline);
             let seen = match batch {
-                [action] if !action.is_kernels() => self.session.observe_image(&action.target.spec, patience),
-                _ => self.session.observe(patience),
+                [action] if !action.is_kernels() => session.observe_image(&action.target.spec, patience),
+                _ => session.observe(patience),
             };
             Ok(Survey { history: history.to_vec(), ..seen? })
         };
