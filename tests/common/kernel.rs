@@ -516,7 +516,7 @@ impl KernelNode<'_> {
             )
         };
         let ran = self.run(&disks.iter().map(write).collect::<String>());
-        assert_eq!(ran.code, 0, "{ran:?}\n{}", self.said());
+        assert_eq!(ran.code, 0, "{ran:?}\n{}\n{}", self.said(), self.waits_for());
         let mapped = self.mapped();
         for disk in disks {
             let times = mapped.iter().filter(|mapping| mapping.spec == disk.spec()).count();
@@ -602,6 +602,15 @@ impl KernelNode<'_> {
     /// What its kernel said of rbd last.
     pub fn said(&self) -> String {
         self.must("dmesg | grep -E 'rbd:|libceph:' | tail -n 25")
+    }
+
+    /// What a write that does not end waits for: what the kernel's clients asked the OSDs, and the stacks of those
+    /// who sleep.
+    fn waits_for(&self) -> String {
+        self.must(
+            "mount -t debugfs none /sys/kernel/debug 2>/dev/null; tail -n 30 /sys/kernel/debug/ceph/*/osdc
+             echo w >/proc/sysrq-trigger; dmesg | sed -n '/Show Blocked/,$p' | tail -n 150",
+        )
     }
 
     /// Runs what is given and returns what the kernel said meanwhile.
