@@ -604,11 +604,11 @@ impl KernelNode<'_> {
         self.must("dmesg | grep -E 'rbd:|libceph:' | tail -n 25")
     }
 
-    /// What a write that does not end waits for: what the kernel's clients asked the OSDs, and the stacks of those
-    /// who sleep.
+    /// What a write that does not end waits for: the kernel's requests to the OSDs, the network, who sleeps where.
     fn waits_for(&self) -> String {
         self.must(
             "mount -t debugfs none /sys/kernel/debug 2>/dev/null; tail -n 30 /sys/kernel/debug/ceph/*/osdc
+             ss -tno; ip -s link
              echo w >/proc/sysrq-trigger; dmesg | sed -n '/Show Blocked/,$p' | tail -n 150",
         )
     }
