@@ -2,7 +2,7 @@
 
 mod gather;
 
-pub use gather::{Fleet, Names, gather, gather_fleet};
+pub use gather::{Fleet, Names, gather, gather_fleet, gather_node};
 
 use crate::action::ActionReport;
 use crate::ceph::caps::Caps;

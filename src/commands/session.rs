@@ -12,7 +12,7 @@ use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
 use crate::root::Root;
 use crate::settings::Settings;
-use crate::survey::{Survey, gather};
+use crate::survey::{Survey, gather, gather_node};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -73,11 +73,19 @@ impl Session {
         self.gather(Some(spec), limit)
     }
 
+    /// Looks at the guest again, but not at its images: `None` if that does not do, because its config has changed.
+    pub fn observe_node(&self, seen: &Survey) -> Result<Option<Survey>> {
+        Ok(gather_node(&self.root, seen)?.map(|survey| self.with_load_failure(survey)))
+    }
+
     fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
         let limit = limit.min(self.policy.settings.connect_timeout);
-        let mut survey = gather(&self.root, self.guest.vmid, only, limit)?;
+        gather(&self.root, self.guest.vmid, only, limit).map(|survey| self.with_load_failure(survey))
+    }
+
+    fn with_load_failure(&self, mut survey: Survey) -> Survey {
         survey.node.kernel.load_failure = self.load_failure.clone();
-        Ok(survey)
+        survey
     }
 }
 

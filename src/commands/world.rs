@@ -3,7 +3,7 @@
 use crate::act::World;
 use crate::act::carry_out::Hands;
 use crate::act::rule::{Mend, Rule};
-use crate::action::{Action, ActionReport};
+use crate::action::{Action, ActionReport, Change};
 use crate::clock::{self, now};
 use crate::commands::session::Session;
 use crate::diagnose::finding::Finding;
@@ -15,12 +15,29 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+/// How old what Ceph has said of a guest's images may be when this run maps them. It is older where the run had to
+/// wait for another one at the same image.
+const BEFORE_MAPS: Duration = Duration::from_secs(2);
+
+/// How old it may be after maps that all succeeded. Asking takes as long as mapping, and tells nothing new.
+const AFTER_MAPS: Duration = Duration::from_secs(30);
+
+/// A look at the guest and all its images, and when it was over.
+struct Seen {
+    at: Instant,
+    survey: Survey,
+}
+
 /// One run on one guest.
 pub struct RealWorld<'a> {
     session: &'a Session,
     rule: Box<dyn Rule + 'a>,
     run: RunId,
     deadline: Option<Instant>,
+    /// The last look, while no image was changed since.
+    seen: Option<Seen>,
+    /// All that was done since is maps, and they succeeded.
+    only_mapped: bool,
     on_action: Box<dyn FnMut(&ActionReport) + 'a>,
     on_finding: Box<dyn FnMut(&Finding) + 'a>,
 }
@@ -33,6 +50,8 @@ impl<'a> RealWorld<'a> {
             rule: Box::new(Mend(&session.policy)),
             run: RunId::new(now(), std::process::id()),
             deadline: limit.map(|limit| Instant::now() + limit),
+            seen: None,
+            only_mapped: false,
             on_action: Box::new(|_| ()),
             on_finding: Box::new(|_| ()),
         }
@@ -69,9 +88,28 @@ fn left(deadline: Option<Instant>, limit: Duration) -> Duration {
     deadline.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
 }
 
+/// The guest as it was seen, with what its node says now; `None` if that does not do.
+fn node_again(session: &Session, seen: Option<&Seen>, holds: Duration) -> Result<Option<Survey>> {
+    match seen {
+        Some(seen) if seen.at.elapsed() < holds => session.observe_node(&seen.survey),
+        _ => Ok(None),
+    }
+}
+
+fn is_map(action: &Action) -> bool {
+    matches!(action.change, Change::Map { .. })
+}
+
 impl World for RealWorld<'_> {
     fn observe(&mut self) -> Result<Survey> {
-        self.session.observe(self.left(self.session.policy.settings.check_deadline))
+        if std::mem::take(&mut self.only_mapped) {
+            if let Some(survey) = node_again(self.session, self.seen.as_ref(), AFTER_MAPS)? {
+                return Ok(survey);
+            }
+        }
+        let survey = self.session.observe(self.left(self.session.policy.settings.check_deadline))?;
+        self.seen = Some(Seen { at: Instant::now(), survey: survey.clone() });
+        Ok(survey)
     }
 
     fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport> {
@@ -86,18 +124,24 @@ impl World for RealWorld<'_> {
             runner: &System,
             time_limit: self.left(limit),
         };
-        let (deadline, session) = (self.deadline, &self.session);
+        let (deadline, session) = (self.deadline, self.session);
+        let last = self.seen.take().filter(|_| batch.iter().all(is_map));
         let look = || {
             let patience = left(deadline, settings.check_deadline);
-            let seen = match batch {
-                [action] if !action.is_kernels() => session.observe_image(&action.target.spec, patience),
-                _ => session.observe(patience),
+            let survey = match (node_again(session, last.as_ref(), BEFORE_MAPS)?, batch) {
+                (Some(survey), _) => survey,
+                (None, [action]) if !action.is_kernels() => {
+                    session.observe_image(&action.target.spec, patience)?
+                }
+                (None, _) => session.observe(patience)?,
             };
-            Ok(Survey { history: history.to_vec(), ..seen? })
+            Ok(Survey { history: history.to_vec(), ..survey })
         };
         let bar = progress_bar(batch);
         let reports = hands.carry_out(batch, &look, &|percent| bar.set_position(percent));
         bar.finish_and_clear();
+        self.only_mapped = reports.iter().all(|report| is_map(&report.action) && report.done());
+        self.seen = last.filter(|_| self.only_mapped);
         reports.iter().for_each(|report| (self.on_action)(report));
         reports
     }

@@ -7,7 +7,7 @@ use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::diagnose::lock::is_stale;
 use crate::kernel::holders::holders_of;
-use crate::kernel::{Mapping, device};
+use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::load::{Index, load};
@@ -31,6 +31,23 @@ pub fn gather(root: &Root, vmid: u32, only: Option<&Spec>, limit: Duration) -> R
     let look = Look { root, config: &config, index: &index, only, orphans: false, limit, on_image: &|| () };
     let (mut surveys, _) = look.at(vec![guest])?;
     surveys.pop().context("no guest was looked at; this is a fault of rbd-preflight")
+}
+
+/// A guest that was looked at before, with what PVE's files and the kernel say now; Ceph is not asked. `None` if its
+/// config is another by now.
+pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
+    let (guest, config) = load(root, seen.guest.vmid)?;
+    if guest != seen.guest {
+        return Ok(None);
+    }
+    let index = Index::read(root, &config)?;
+    let node = NodeFacts {
+        whereabouts: seen.node.whereabouts.clone(),
+        ..node_facts(root, &guest, &seen.node.name, quorate(root), kernel::gather(root))
+    };
+    let mut survey = Survey { node, taken_at: clock::now().as_secs(), history: Vec::new(), ..seen.clone() };
+    look_at_mappings(root, &index, std::slice::from_mut(&mut survey));
+    Ok(Some(survey))
 }
 
 /// Many guests, and what they lie on.
@@ -82,14 +99,7 @@ impl Look<'_> {
         for (guest, count) in guests.into_iter().zip(counts) {
             let disks: Vec<DiskFacts> = disks.by_ref().take(count).collect();
             let (storages, clusters) = under(&disks, &storages, &clusters);
-            let node = NodeFacts {
-                name: node.clone(),
-                quorate: quorate.clone(),
-                running: running(root, guest.kind, guest.vmid),
-                kernel: kernel.clone(),
-                mapping_users: BTreeMap::new(),
-                whereabouts: BTreeMap::new(),
-            };
+            let node = node_facts(root, &guest, &node, quorate.clone(), kernel.clone());
             let taken_at = clock::now().as_secs();
             let history = Vec::new();
             surveys.push(Survey {
@@ -128,6 +138,24 @@ impl Look<'_> {
             linked_device: None,
         });
         disks.collect()
+    }
+}
+
+/// This node, as it stands to the guest; its mappings' users are not known yet.
+fn node_facts(
+    root: &Root,
+    guest: &Guest,
+    name: &str,
+    quorate: Reading<bool>,
+    kernel: KernelFacts,
+) -> NodeFacts {
+    NodeFacts {
+        name: name.to_owned(),
+        quorate,
+        running: running(root, guest.kind, guest.vmid),
+        kernel,
+        mapping_users: BTreeMap::new(),
+        whereabouts: BTreeMap::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Starts that go well, and what they cost.
 
-use crate::common::kernel::{KRBD, LIBRBD, NAMESPACE, disk, on_the_kernel, say};
+use crate::common::kernel::{KRBD, Kernel, LIBRBD, NAMESPACE, disk, on_the_kernel, say};
 use crate::common::node::DEFAULT;
 use crate::{assert_said, assert_shown_in_readme};
 use std::time::Instant;
@@ -87,7 +87,7 @@ fn the_link_that_proxmox_looks_for() {
     });
 }
 
-/// Eight disks: Proxmox VE maps one after the other, the hook all at once.
+/// Eight disks: Proxmox VE maps one after the other, the hook all at once, and it asks Ceph once.
 #[test]
 fn eight_disks_take_no_longer_than_without_us() {
     on_the_kernel(|kernel| {
@@ -105,10 +105,11 @@ fn eight_disks_take_no_longer_than_without_us() {
             node.must(&script);
             begun.elapsed().as_secs_f64()
         };
-        let without = proxmox();
+        let ((), own) = counting(kernel, || ());
+        let (without, theirs) = counting(kernel, proxmox);
         node.unmap(&disks);
         let begun = Instant::now();
-        let ran = node.hook(vmid);
+        let (ran, ours) = counting(kernel, || node.hook(vmid));
         let hook = begun.elapsed().as_secs_f64();
         assert_said(&ran, 0, &[]);
         let line = ran.stderr.replace(&vmid.to_string(), "516").replace("guest516", "xds-dev-516");
@@ -120,6 +121,18 @@ fn eight_disks_take_no_longer_than_without_us() {
              {with:.1} s in all; ratio {:.2}",
             with / without
         ));
+        let spared = (theirs - ours) / own;
+        assert_eq!(spared, 7, "eight `rbd info` against one look: {theirs}, {ours}, {own} for one client");
         assert!(with < without, "{with:.1} s with the hook, {without:.1} s without it");
     });
+}
+
+/// What is returned, and by how much the numbers have risen meanwhile that the monitors give to clients.
+fn counting<T>(kernel: &Kernel, act: impl FnOnce() -> T) -> (T, u64) {
+    const OWN_NUMBER: &str = "import rados
+with rados.Rados(conffile='', rados_id='admin') as cluster: print(cluster.get_instance_id())";
+    let number = || kernel.host("/usr/bin/python3", &["-Ic", OWN_NUMBER]).trim().parse::<u64>().unwrap();
+    let before = number();
+    let result = act();
+    (result, number() - before)
 }
