@@ -7,6 +7,9 @@ mod common;
 
 use common::Lab;
 use common::node::{DEFAULT, Node, new_vmid};
+use rbd_preflight::root::Root;
+use rbd_preflight::survey::{Survey, gather, gather_node};
+use std::time::Duration;
 
 /// The shared libraries that a hook of this guest loads, as the dynamic linker reports them.
 fn loaded(node: &Node, vmid: u32) -> String {
@@ -60,4 +63,23 @@ fn an_image_costs_a_dozen_requests() {
     let each = (nine - one) as f64 / 8.0;
     println!("requests to the OSD: {one} for one image, {each:.1} for each further one");
     assert!(each <= 12.0 && one <= 12, "{one} for one image, {each:.1} for each further one");
+}
+
+/// Around a map Ceph is asked once (the kernel lab counts that); the node is looked at anew, with the same result where
+/// nothing has changed, and not at all where the guest has.
+#[test]
+fn a_look_at_the_node_alone() {
+    let node = Node::on(Lab::own(&[]));
+    let vmid = new_vmid();
+    let config = format!("scsi0: ceph-librbd:vm-{vmid}-disk-0,size=8M\n");
+    node.image(&format!("rbd/vm-{vmid}-disk-0"), DEFAULT);
+    node.vm(vmid, &config);
+    let root = Root::new(node.path("/"));
+    let seen = gather(&root, vmid, None, Duration::from_secs(10)).unwrap();
+    let before = answered(&node.lab);
+    let again = gather_node(&root, &seen).unwrap().unwrap();
+    assert_eq!(answered(&node.lab), before);
+    assert_eq!(Survey { taken_at: seen.taken_at, ..again }, seen);
+    node.vm(vmid, &format!("{config}scsi1: ceph-librbd:vm-{vmid}-disk-1,size=8M\n"));
+    assert!(gather_node(&root, &seen).unwrap().is_none());
 }
