@@ -172,7 +172,10 @@ pub struct Disks {
 #[derive(Debug, Args)]
 pub struct History {
     /// Only runs on this guest
-    #[arg(long, value_name = "VMID", value_parser = vmid)]
+    #[arg(value_name = "VMID", value_parser = vmid)]
+    pub vmid: Option<u32>,
+    /// The same
+    #[arg(long, value_name = "VMID", value_parser = vmid, conflicts_with = "vmid")]
     pub guest: Option<u32>,
     /// Only changes of this image: POOL/[NAMESPACE/]IMAGE, or its name alone
     #[arg(long, value_name = "SPEC")]

@@ -56,7 +56,7 @@ fn nothing_but_text_goes_where_there_is_no_terminal() {
         node.run(["doctor", "--json"]),
         node.run(["repair", &id, "--dry-run"]),
         node.run(["repair", "--all", "--yes"]),
-        node.run(["history", "--guest", &id]),
+        node.run(["history", &id]),
         node.run(["hook", &id, "pre-start"]),
     ];
     for ran in runs {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 /// Prints what the journal of this node tells.
 pub fn run(root: &Root, options: &History) -> Result<Exit> {
     let filter = Filter {
-        guest: options.guest,
+        guest: options.vmid.or(options.guest),
         image: options.image.clone(),
         since: options.since.map(|when: When| when.seconds(now())),
     };
