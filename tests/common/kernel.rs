@@ -647,10 +647,14 @@ impl KernelNode<'_> {
         succeed(self.tool("start").arg("--no-wait"));
     }
 
-    fn come_up(&self) {
+    fn boot_if_dead(&self) {
         if !self.tool("status").stdout(Stdio::null()).status().unwrap().success() {
             self.boot();
         }
+    }
+
+    fn come_up(&self) {
+        self.boot_if_dead();
         succeed(&mut self.tool("wait"));
         let binary = std::path::Path::new(env!("CARGO_BIN_EXE_rbd-preflight"));
         let built = binary.metadata().unwrap().modified().unwrap();
@@ -677,7 +681,8 @@ impl KernelNode<'_> {
     /// Takes away what tests leave; a node on which that does not succeed is started anew.
     fn clean(&self, ran: &Ran) {
         if ran.code == 125 {
-            return self.boot();
+            // Dead, or on its way up again.
+            return self.boot_if_dead();
         }
         if ran.code != 0 || !ran.stdout.is_empty() {
             say(&format!("pve{} cannot be cleaned ({ran:?}) and boots again", self.number));
