@@ -119,6 +119,11 @@ impl Action {
         }
     }
 
+    /// Whether it maps an image.
+    pub fn is_map(&self) -> bool {
+        matches!(self.change, Change::Map { .. })
+    }
+
     /// Whether it is made in the kernel rather than on the image.
     pub fn is_kernels(&self) -> bool {
         matches!(self.change, Change::Map { .. } | Change::Unmap { .. })

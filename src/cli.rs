@@ -174,7 +174,7 @@ pub struct History {
     /// Only runs on this guest
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: Option<u32>,
-    /// The same
+    /// The same as the argument VMID
     #[arg(long, value_name = "VMID", value_parser = vmid, conflicts_with = "vmid")]
     pub guest: Option<u32>,
     /// Only changes of this image: POOL/[NAMESPACE/]IMAGE, or its name alone

@@ -164,7 +164,7 @@ impl Hands<'_> {
         };
         match self.runner.run_watched(&command, &mut watch) {
             Ok(outcome) if outcome.success() => {
-                if matches!(action.change, Change::Map { .. }) {
+                if action.is_map() {
                     await_link(self.root, action);
                 }
                 done()

@@ -5,7 +5,7 @@ pub mod rule;
 pub mod run_lock;
 
 use crate::act::rule::Rule;
-use crate::action::{Action, ActionReport, Change, is_same_image};
+use crate::action::{Action, ActionReport, is_same_image};
 use crate::diagnose::code::Severity;
 use crate::diagnose::diagnose;
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -74,8 +74,7 @@ pub fn once(world: &mut dyn World, rule: &dyn Rule) -> Result<(Survey, Vec<Actio
 
 /// Carries out a plan: first all unmaps at once, then changes one after another, then all maps at once.
 fn carry_out(world: &mut dyn World, planned: Vec<Action>, history: &mut Vec<ActionReport>) {
-    let (maps, rest): (Vec<Action>, Vec<Action>) =
-        planned.into_iter().partition(|action| matches!(action.change, Change::Map { .. }));
+    let (maps, rest): (Vec<Action>, Vec<Action>) = planned.into_iter().partition(Action::is_map);
     let (unmaps, changes): (Vec<Action>, Vec<Action>) = rest.into_iter().partition(Action::is_kernels);
     let single = changes.into_iter().map(|action| vec![action]);
     let batches = std::iter::once(unmaps).chain(single).chain([maps]);

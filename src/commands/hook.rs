@@ -219,11 +219,8 @@ fn conclude(report: &GuestReport, took: Duration, on_error: OnError) -> Exit {
 
 /// What was done, counted: `, 2 changes made, 3 mapped`.
 fn done(report: &GuestReport) -> String {
-    let (maps, changes): (Vec<&ActionReport>, Vec<&ActionReport>) = report
-        .actions
-        .iter()
-        .filter(|a| a.done())
-        .partition(|a| matches!(a.action.change, Change::Map { .. }));
+    let (maps, changes): (Vec<&ActionReport>, Vec<&ActionReport>) =
+        report.actions.iter().filter(|a| a.done()).partition(|a| a.action.is_map());
     let changed = match changes.len() {
         0 => String::new(),
         n => format!(", {} made", text::count(n, "change")),

@@ -3,7 +3,7 @@
 use crate::act::World;
 use crate::act::carry_out::Hands;
 use crate::act::rule::{Mend, Rule};
-use crate::action::{Action, ActionReport, Change};
+use crate::action::{Action, ActionReport};
 use crate::clock::{self, now};
 use crate::commands::session::Session;
 use crate::diagnose::finding::Finding;
@@ -26,6 +26,8 @@ const AFTER_MAPS: Duration = Duration::from_secs(30);
 struct Seen {
     at: Instant,
     survey: Survey,
+    /// Something was mapped since, without a failure, and nobody has looked again.
+    only_mapped: bool,
 }
 
 /// One run on one guest.
@@ -36,8 +38,6 @@ pub struct RealWorld<'a> {
     deadline: Option<Instant>,
     /// The last look, while no image was changed since.
     seen: Option<Seen>,
-    /// All that was done since is maps, and they succeeded.
-    only_mapped: bool,
     on_action: Box<dyn FnMut(&ActionReport) + 'a>,
     on_finding: Box<dyn FnMut(&Finding) + 'a>,
 }
@@ -51,7 +51,6 @@ impl<'a> RealWorld<'a> {
             run: RunId::new(now(), std::process::id()),
             deadline: limit.map(|limit| Instant::now() + limit),
             seen: None,
-            only_mapped: false,
             on_action: Box::new(|_| ()),
             on_finding: Box::new(|_| ()),
         }
@@ -96,19 +95,15 @@ fn node_again(session: &Session, seen: Option<&Seen>, holds: Duration) -> Result
     }
 }
 
-fn is_map(action: &Action) -> bool {
-    matches!(action.change, Change::Map { .. })
-}
-
 impl World for RealWorld<'_> {
     fn observe(&mut self) -> Result<Survey> {
-        if std::mem::take(&mut self.only_mapped) {
+        if self.seen.as_mut().is_some_and(|seen| std::mem::take(&mut seen.only_mapped)) {
             if let Some(survey) = node_again(self.session, self.seen.as_ref(), AFTER_MAPS)? {
                 return Ok(survey);
             }
         }
         let survey = self.session.observe(self.left(self.session.policy.settings.check_deadline))?;
-        self.seen = Some(Seen { at: Instant::now(), survey: survey.clone() });
+        self.seen = Some(Seen { at: Instant::now(), survey: survey.clone(), only_mapped: false });
         Ok(survey)
     }
 
@@ -125,7 +120,7 @@ impl World for RealWorld<'_> {
             time_limit: self.left(limit),
         };
         let (deadline, session) = (self.deadline, self.session);
-        let last = self.seen.take().filter(|_| batch.iter().all(is_map));
+        let last = self.seen.take().filter(|_| batch.iter().all(Action::is_map));
         let look = || {
             let patience = left(deadline, settings.check_deadline);
             let survey = match (node_again(session, last.as_ref(), BEFORE_MAPS)?, batch) {
@@ -140,8 +135,8 @@ impl World for RealWorld<'_> {
         let bar = progress_bar(batch);
         let reports = hands.carry_out(batch, &look, &|percent| bar.set_position(percent));
         bar.finish_and_clear();
-        self.only_mapped = reports.iter().all(|report| is_map(&report.action) && report.done());
-        self.seen = last.filter(|_| self.only_mapped);
+        let only_mapped = reports.iter().all(|report| report.action.is_map() && report.done());
+        self.seen = last.filter(|_| only_mapped).map(|seen| Seen { only_mapped, ..seen });
         reports.iter().for_each(|report| (self.on_action)(report));
         reports
     }

@@ -47,7 +47,7 @@ pub fn client_is_dead(image: &Image) -> bool {
 }
 
 fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
-    let maps = image.recent().into_iter().filter(|r| matches!(r.action.change, Change::Map { .. }));
+    let maps = image.recent().into_iter().filter(|r| r.action.is_map());
     maps.rev().find(|report| report.failure().is_some())
 }
 

@@ -163,8 +163,7 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     // One with a client of its own is there because the shared client is dead.
     let on_purpose = is_unshared(mapping) && shared_client_is_dead(image);
     let wanted = dead.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
-    let just_made =
-        image.survey.history.iter().any(|r| r.done() && matches!(r.action.change, Change::Map { .. }));
+    let just_made = image.survey.history.iter().any(|r| r.done() && r.action.is_map());
     let why_not = (image.guest_forbidden.clone())
         .or(kept)
         .or_else(|| {
