@@ -13,9 +13,33 @@ pub enum Reading<T> {
     Unknown(Failure),
 }
 
+/// On whose side something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// On the side that was asked: the cluster, the kernel, a file of PVE's.
+    #[default]
+    Outside,
+    /// On our own: a limit, an option, a client that could not be set up. It tells nothing of the outside.
+    Own,
+    /// A library of Ceph's is missing here, or too old.
+    Library,
+    /// The ceph.conf that PVE too would use is missing or may not be read.
+    Conf,
+}
+
+impl Origin {
+    fn is_outside(&self) -> bool {
+        *self == Self::Outside
+    }
+}
+
 /// Why a fact is not known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// On whose side it failed.
+    #[serde(default, skip_serializing_if = "Origin::is_outside")]
+    pub origin: Origin,
     /// What was tried, and on what: `open vm-516-disk-0`.
     pub what: String,
     /// The positive errno that came back, if one did.
@@ -54,12 +78,19 @@ impl Failure {
     pub fn errno(what: impl Into<String>, errno: i32) -> Self {
         let errno = errno.saturating_abs();
         let words = nix::errno::Errno::from_raw(errno).desc();
-        Self { what: what.into(), errno: Some(errno), message: words.to_owned() }
+        Self { origin: Origin::Outside, what: what.into(), errno: Some(errno), message: words.to_owned() }
     }
 
     /// A failure without an errno.
     pub fn new(what: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { what: what.into(), errno: None, message: message.into() }
+        Self { origin: Origin::Outside, what: what.into(), errno: None, message: message.into() }
+    }
+
+    /// The same failure, known to be on this side.
+    #[must_use]
+    pub fn on(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::ceph::binding::{Errno, Pool};
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::lineage::MAX_PARENTS;
-use crate::reading::Failure;
+use crate::reading::{Failure, Origin};
 use std::sync::Arc;
 
 /// `ENOENT`.
@@ -53,7 +53,7 @@ enum Gap {
 }
 
 fn broken(spec: &Spec, message: String) -> Failure {
-    Failure { what: format!("open {spec}"), errno: Some(ENOENT), message }
+    Failure { origin: Origin::Outside, what: format!("open {spec}"), errno: Some(ENOENT), message }
 }
 
 fn look_for(spec: &Spec, pool: &Pool) -> Result<Whereabouts, Failure> {

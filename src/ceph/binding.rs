@@ -5,7 +5,7 @@
 //! Errors are positive errnos (`c_int` of Ceph with its sign turned).
 #![allow(unsafe_code)] // Calling C needs it; this is the only file of the product that may.
 
-use crate::reading::Failure;
+use crate::reading::{Failure, Origin};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
 
@@ -46,6 +46,7 @@ impl From<MissingLibrary> for Failure {
     fn from(missing: MissingLibrary) -> Self {
         let MissingLibrary { library, package, detail } = missing;
         Self::new(format!("load {library}"), format!("{detail}; the package {package} provides it"))
+            .on(Origin::Library)
     }
 }
 
@@ -300,11 +301,12 @@ impl Cluster {
     pub fn create(user: &str) -> Result<Self, Failure> {
         let rados = Rados::get()?;
         let what = || format!("create a Ceph client for client.{user}");
-        let name = c_text(&format!("client.{user}")).map_err(|errno| Failure::errno(what(), errno))?;
+        let name = c_text(&format!("client.{user}"))
+            .map_err(|errno| Failure::errno(what(), errno).on(Origin::Own))?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the strings are NUL-terminated and outlive the call; `handle` is a place for the result.
         let result = unsafe { (rados.rados_create2)(&raw mut handle, c"ceph".as_ptr(), name.as_ptr(), 0) };
-        check(result).map_err(|errno| Failure::errno(what(), errno))?;
+        check(result).map_err(|errno| Failure::errno(what(), errno).on(Origin::Own))?;
         Ok(Self { handle, rados })
     }
 

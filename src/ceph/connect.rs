@@ -1,10 +1,15 @@
 //! From a storage's connection to a connected cluster.
 
-use crate::ceph::binding::{Cluster, Errno};
+use crate::ceph::binding::Cluster;
 use crate::pve::connection::Connection;
-use crate::reading::Failure;
+use crate::reading::{Failure, Origin};
+use nix::libc::{EACCES, ENOENT};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Whether the client proves who it is: `cephx` or `none`. Known to every Ceph from 16 to 20, also on the command line
+/// of `rbd` (`src/common/options/global.yaml.in`).
+pub(crate) const AUTHENTICATION: &str = "auth_client_required";
 
 /// What a client of a few seconds has no use for, and what would write where we write.
 /// `doc/rados/configuration/{ceph-conf,log-and-debug}`, `doc/rbd/rbd-config-ref`.
@@ -25,7 +30,8 @@ const TIMEOUTS: [&str; 3] = ["client_mount_timeout", "rados_mon_op_timeout", "ra
 /// Connects as PVE does (`PVE::CephConfig::ceph_connect_option`), with every call of Ceph's bounded by `deadline`.
 ///
 /// # Errors
-/// What was tried, and Ceph's errno: 2 no ceph.conf or no keyring, 13 or 1 a wrong key, 110 nobody answered.
+/// What was tried, and Ceph's errno: 2 no keyring, 13 or 1 a wrong key, 110 nobody answered. What fails before anybody
+/// is asked is of another [`Origin`] than outside.
 pub fn connect(connection: &Connection, deadline: Duration) -> Result<Arc<Cluster>, Failure> {
     let cluster = Cluster::create(&connection.user)?;
     configure(&cluster, connection, deadline)?;
@@ -45,49 +51,56 @@ pub fn place(connection: &Connection) -> String {
     words
 }
 
+/// Sets a client up as PVE sets one up. Only an option without which it would ask somebody else, or as somebody else,
+/// is needed; whatever else this release does not know, or takes another value for, it does without.
 fn configure(cluster: &Cluster, connection: &Connection, deadline: Duration) -> Result<(), Failure> {
     read_conf(cluster, connection)?;
-    let set = |option: &str, value: &str| {
-        let failure =
-            |errno| Failure::errno(format!("set {option} = {value} for {}", place(connection)), errno);
-        cluster.set(option, value).map_err(failure)
+    let place = place(connection);
+    let need = |option: &str, value: &str| {
+        let own =
+            |errno| Failure::errno(format!("set {option} = {value} for {place}"), errno).on(Origin::Own);
+        cluster.set(option, value).map_err(own)
+    };
+    let like = |option: &str, value: &str| {
+        if let Err(errno) = cluster.set(option, value) {
+            log::debug!("{}", Failure::errno(format!("set {option} = {value} for {place}"), errno));
+        }
     };
     if let Some(monitors) = &connection.mon_host {
-        set("mon_host", monitors)?;
+        need("mon_host", monitors)?;
     }
-    // PVE passes both, always (`PVE::CephConfig`): no keyring file means a cluster without cephx.
-    set("auth_supported", if connection.keyring.is_some() { "cephx" } else { "none" })?;
-    if let Some(keyring) = &connection.keyring {
-        set("keyring", keyring)?;
+    // PVE passes both, always (`PVE::CephConfig`): no keyring file means a cluster without cephx. Its own option,
+    // `auth_supported`, is gone since 20.2.4.
+    match &connection.keyring {
+        Some(keyring) => {
+            need("keyring", keyring)?;
+            // What every release does by itself.
+            like(AUTHENTICATION, "cephx");
+        }
+        None => need(AUTHENTICATION, "none")?,
     }
     for option in TIMEOUTS {
         // Nought would mean for ever.
-        set(option, &deadline.as_secs().max(1).to_string())?;
+        like(option, &deadline.as_secs().max(1).to_string());
     }
     for (option, value) in QUIET {
-        unless_unknown(cluster.set(option, value))
-            .map_err(|errno| Failure::errno(format!("set {option} for {}", place(connection)), errno))?;
+        like(option, value);
     }
     Ok(())
 }
 
 fn read_conf(cluster: &Cluster, connection: &Connection) -> Result<(), Failure> {
     match &connection.conf {
-        Some(conf) => {
-            cluster.read_conf(Some(conf)).map_err(|errno| Failure::errno(format!("read {conf}"), errno))
-        }
+        Some(conf) => cluster.read_conf(Some(conf)).map_err(|errno| {
+            let origin = if [ENOENT, EACCES].contains(&errno) { Origin::Conf } else { Origin::Own };
+            Failure::errno(format!("read {conf}"), errno).on(origin)
+        }),
         // As rbd and QEMU do when they are given monitors only: Ceph's default file, which need not be there.
         None => {
             let _ = cluster.read_conf(None);
             Ok(())
         }
     }
-}
-
-/// A release that does not know a convenience does without.
-fn unless_unknown(result: Result<(), Errno>) -> Result<(), Errno> {
-    const ENOENT: Errno = 2;
-    if result == Err(ENOENT) { Ok(()) } else { result }
 }
 
 #[cfg(test)]

@@ -174,15 +174,21 @@ enum Waiting {
 fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
     let stoppers: Vec<&Finding> =
         report.findings.iter().filter(|f| f.severity >= Severity::Blocker).collect();
+    let unknown = || report.findings.iter().filter(|f| f.severity == Severity::Unknown);
     let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
     match report.verdict() {
         Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
             let silent = stoppers.iter().any(|finding| finding.code == Code::ClusterUnreachable);
             Some(if silent { Waiting::Answer } else { Waiting::Watcher })
         }
-        Verdict::Unknown if looks < UNKNOWN_TRIES => Some(Waiting::Answer),
+        Verdict::Unknown if looks < UNKNOWN_TRIES && !unknown().all(is_of_ours) => Some(Waiting::Answer),
         _ => None,
     }
+}
+
+/// A fault on this side, which stays what it is however often it is looked.
+fn is_of_ours(finding: &Finding) -> bool {
+    matches!(finding.code, Code::LibraryMissing | Code::ClusterNotAsked)
 }
 
 /// Says how it stands and turns it into the exit code: the guest may start, or why not.
@@ -209,8 +215,10 @@ fn conclude(report: &GuestReport, took: Duration, on_error: OnError) -> Exit {
         tell(&text::finding(finding));
     }
     let disks = text::count(report.survey.disks.len(), "RBD disk");
+    let checked =
+        if report.verdict() == Verdict::Unknown { "could not be checked in full" } else { "checked" };
     say(&format!(
-        "{title}: {disks} checked{}, the start goes on ({:.1} s)",
+        "{title}: {disks} {checked}{}, the start goes on ({:.1} s)",
         done(report),
         took.as_secs_f32()
     ));

@@ -3,13 +3,20 @@
 use crate::ceph::cluster::{ClusterFacts, Health};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Origin, Reading};
 use crate::survey::Survey;
 use nix::errno::Errno;
 
 /// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
 const IO_STOPPERS: [&str; 6] =
     ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
+
+/// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
+const REFUSED: [Errno; 5] = [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+
+/// What it ends with where nobody answers.
+const NO_ANSWER: [Errno; 5] =
+    [Errno::ETIMEDOUT, Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EHOSTDOWN];
 
 /// Findings about each cluster that the guest's disks lie in.
 pub fn findings(survey: &Survey) -> Vec<Finding> {
@@ -27,17 +34,20 @@ fn storages_of(survey: &Survey, cluster: usize) -> String {
     ids.join(", ")
 }
 
-/// Why a cluster could not be asked.
+/// Why a cluster could not be asked. Only what the cluster or the network is known to answer is told of them.
 fn silent(failure: &Failure, storages: &str) -> Finding {
-    let refused = [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
     let detail = format!("storage {storages}: {failure}");
-    match failure.errno {
-        None => Finding::new(Code::LibraryMissing, detail),
-        Some(errno) if refused.contains(&Errno::from_raw(errno)) => {
+    match (failure.origin, failure.errno.map(Errno::from_raw)) {
+        (Origin::Library, _) => Finding::new(Code::LibraryMissing, detail),
+        (Origin::Conf, _) => Finding::new(Code::CephConfMissing, detail),
+        (Origin::Outside, Some(errno)) if REFUSED.contains(&errno) => {
             Finding::new(Code::ClusterAuthFailed, detail)
         }
-        Some(_) => Finding::new(Code::ClusterUnreachable, detail)
-            .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy()),
+        (Origin::Outside, Some(errno)) if NO_ANSWER.contains(&errno) => {
+            Finding::new(Code::ClusterUnreachable, detail)
+                .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
+        }
+        (Origin::Outside | Origin::Own, _) => Finding::new(Code::ClusterNotAsked, detail),
     }
 }
 

@@ -90,6 +90,12 @@ codes! {
     ClusterAuthFailed "cluster-auth-failed" Blocker
         "the Ceph cluster refuses the storage's user or key"
         "compare the storage's keyring with what the cluster holds for the user";
+    CephConfMissing "ceph-conf-missing" Blocker
+        "the storage's ceph.conf is missing or may not be read; QEMU and rbd need it too"
+        "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
+    ClusterNotAsked "cluster-not-asked" Unknown
+        "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
+        "see the detail; the guest is not checked until its cause is gone";
     ClusterHealth "cluster-health" Warning
         "the Ceph cluster is not healthy"
         "see `ceph health detail`";

@@ -3,7 +3,7 @@
 use super::hosts::monitor;
 use super::storage::RbdStorage;
 use super::text::{is_true, split_list};
-use crate::reading::Failure;
+use crate::reading::{Failure, Origin};
 use crate::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -76,7 +76,7 @@ fn arguments(storage: &RbdStorage, connection: &Connection, namespace: Option<&s
         ("--namespace", namespace),
         ("-c", connection.conf.as_deref()),
         ("-m", connection.mon_host.as_deref()),
-        ("--auth_supported", Some(authentication)),
+        ("--auth_client_required", Some(authentication)),
         ("-n", Some(&user)),
         ("--keyring", connection.keyring.as_deref()),
     ];
@@ -91,6 +91,7 @@ fn existing(path: PathBuf) -> Result<Option<String>, Failure> {
         Ok(_) => Ok(Some(shown(path))),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(Failure {
+            origin: Origin::Outside,
             what: format!("look for {}", path.display()),
             errno: error.raw_os_error(),
             message: error.to_string(),
@@ -131,7 +132,7 @@ mod tests {
             "ns",
             "-c",
             &conf,
-            "--auth_supported",
+            "--auth_client_required",
             "cephx",
             "-n",
             "client.admin",
@@ -148,8 +149,16 @@ mod tests {
         let storage = section("rbd: far\n\tmonhost 10.0.0.1; fd00::1.6789\n\tusername vms\n");
         let found = connection(&Root::new(root.path()), &storage).unwrap();
         assert_eq!(found.conf, None);
-        let expected =
-            ["-p", "rbd", "-m", "10.0.0.1,[fd00::1]:6789", "--auth_supported", "none", "-n", "client.vms"];
+        let expected = [
+            "-p",
+            "rbd",
+            "-m",
+            "10.0.0.1,[fd00::1]:6789",
+            "--auth_client_required",
+            "none",
+            "-n",
+            "client.vms",
+        ];
         assert_eq!(rbd_arguments(&storage, &found), expected);
     }
 

@@ -126,7 +126,7 @@ impl Disk {
         let namespace =
             if namespace.is_empty() { String::new() } else { format!(" --namespace {namespace}") };
         format!(
-            "rbd -p {pool}{namespace} -c /etc/pve/ceph.conf --auth_supported cephx -n client.{user} \
+            "rbd -p {pool}{namespace} -c /etc/pve/ceph.conf --auth_client_required cephx -n client.{user} \
              --keyring /etc/pve/priv/ceph/{id}.keyring {operation} {}",
             self.image
         )
