@@ -188,6 +188,12 @@ impl Outcome {
         }
     }
 
+    /// All that it said on its standard error and that was kept, as one line: progress left out, lines joined by ` | `.
+    pub fn said(&self) -> String {
+        let lines = self.stderr_tail.lines().map(str::trim);
+        lines.filter(|line| !line.is_empty() && !is_progress(line)).collect::<Vec<_>>().join(" | ")
+    }
+
     /// The same outcome if it ended with exit 0, otherwise [`Failed`].
     pub fn check(self) -> Result<Self> {
         if self.success() {
@@ -205,6 +211,11 @@ impl Outcome {
         serde_json::from_slice(&outcome.stdout)
             .with_context(|| format!("{}: its output is not the JSON that was expected", outcome.command))
     }
+}
+
+/// `Object Map Rebuild: 10% complete...`, of which there are hundreds.
+fn is_progress(line: &str) -> bool {
+    line.contains("% complete")
 }
 
 impl fmt::Display for Status {
@@ -262,6 +273,14 @@ mod tests {
         assert_eq!(outcome(Status::Exit(2), "").errno(), Some(2));
         assert_eq!(outcome(Status::TimedOut, "").errno(), None);
         assert_eq!(outcome(Status::Exit(0), "").errno(), None);
+    }
+
+    #[test]
+    fn all_that_was_said_is_one_line_without_progress() {
+        let mut outcome = outcome(Status::Exit(22), "");
+        outcome.stderr_tail =
+            "a\n\n  b \nObject Map Rebuild: 10% complete...\nrbd: map failed: (22)\n".into();
+        assert_eq!(outcome.said(), "a | b | rbd: map failed: (22)");
     }
 
     #[test]

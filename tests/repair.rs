@@ -351,3 +351,34 @@ fn a_feature_reset_leaves_every_feature_where_it_was() {
         assert_eq!(node.flags(&spec), Vec::<String>::new());
     }
 }
+
+/// `qm` and `ha-manager` that only note what they were called with, and a node whose HA stack is disarmed.
+#[test]
+fn a_guest_of_a_disarmed_ha_stack_is_not_asked_of_it() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    let tools = tempfile::tempdir().unwrap();
+    for tool in ["qm", "ha-manager"] {
+        let path = tools.path().join(tool);
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\necho {tool} \"$@\" >>{}\nexit 255\n", node.path("/calls").display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    node.write("/etc/pve/ha/resources.cfg", &format!("vm: {vmid}\n\tstate stopped\n"));
+    let start = |mode: &str| {
+        node.write(
+            "/etc/pve/ha/manager_status",
+            &format!(r#"{{"disarm":{{"mode":"{mode}","state":"disarmed"}}}}"#),
+        );
+        let mut command = node.command(["start", &vmid.to_string(), "--yes", "--tries", "1"]);
+        command.env("PATH", format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap()));
+        (Ran::of(command), std::fs::read_to_string(node.path("/calls")).unwrap_or_default())
+    };
+    let (ran, calls) = start("freeze");
+    assert_eq!((ran.code, calls.as_str()), (3, ""), "{ran:?}");
+    assert!(ran.stderr.contains("disarmed") && ran.stderr.contains("arm-ha"), "{ran:?}");
+    let (ran, calls) = start("ignore");
+    assert_eq!(calls, format!("qm start {vmid}\n"), "{ran:?}");
+}

@@ -257,10 +257,10 @@ fn percent(bytes: &[u8]) -> Option<u64> {
 }
 
 fn failed(outcome: &Outcome) -> ActionResult {
-    let last = outcome.stderr_tail.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    let said = outcome.said();
     let message = match outcome.status {
-        Status::Exit(code) => format!("exit {code}: {last}"),
-        status => format!("{status} after {} s: {last}", outcome.duration.as_secs()),
+        Status::Exit(code) => format!("exit {code}: {said}"),
+        status => format!("{status} after {} s: {said}", outcome.duration.as_secs()),
     };
     ActionResult::Failed { errno: outcome.errno(), message }
 }

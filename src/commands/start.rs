@@ -10,7 +10,7 @@ use crate::exit::{Coded, Exit};
 use crate::kernel::kmsg;
 use crate::ladder::{Begin, Rung, begin, hopeless, pause_before, rung};
 use crate::process::{Command, Runner, System};
-use crate::pve::ha;
+use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
 use crate::reading::Reading;
 use crate::report::{GuestReport, json, plain, text};
@@ -41,6 +41,12 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
             return Ok(Exit::Ready);
         }
         Begin::No(why) => return Err(Coded::error(Exit::Refused, why)),
+    }
+    if let Way::Nobody(why) = way(&session)? {
+        return Err(Coded::error(
+            Exit::Stopped,
+            format!("{} cannot be started: {why}", text::title(&session.guest)),
+        ));
     }
     confirm(options.yes, || {
         let last =
@@ -115,6 +121,12 @@ fn why(report: &GuestReport) -> String {
     told.join(", ")
 }
 
+/// Who is to be asked for the guest's start, as things stand.
+fn way(session: &Session) -> Result<Way> {
+    let managed = ha::resources(&session.root)?.contains_key(&session.guest.vmid);
+    Ok(ha::way(managed, &ha::disarm(&session.root)))
+}
+
 /// Asks PVE, or the HA manager where the guest is its, to start the guest. `None` if it runs, else what was said,
 /// and what the kernel said meanwhile.
 fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
@@ -122,7 +134,11 @@ fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
     let mut log = kmsg::mark(root).ok();
     let left = || deadline.saturating_duration_since(Instant::now());
     let vmid = guest.vmid.to_string();
-    let managed = ha::resources(root)?.contains_key(&guest.vmid);
+    let managed = match way(session)? {
+        Way::Direct => false,
+        Way::Manager => true,
+        Way::Nobody(why) => return Ok(Some(why)),
+    };
     let command = if managed {
         let service = format!("{}:{vmid}", guest.ha_type());
         Command::new("ha-manager").args(["set", service.as_str(), "--state", "started"])
@@ -137,7 +153,8 @@ fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
             return Ok(None);
         }
     }
-    let said = outcome.stderr_tail.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("nothing");
+    let said = outcome.said();
+    let said = if said.is_empty() { "nothing" } else { said.as_str() };
     let mut failure = format!("`{}`: {}, it said: {said}", outcome.command, outcome.status);
     let kernel: Vec<String> =
         log.as_mut().and_then(|log| log.since().ok()).into_iter().flatten().map(|line| line.text).collect();

@@ -192,6 +192,12 @@ codes! {
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
         "see what the kernel said";
+    MsModeMismatch "ms-mode-mismatch" Blocker
+        "no monitor has an address that speaks the protocol which the map asks for (ms_mode)"
+        "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
+    CommandUnknown "command-unknown" Unknown
+        "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
+        "report it with the detail; the start goes on without it";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";

@@ -6,6 +6,7 @@ use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::lock;
+use crate::diagnose::rbd_words::{RbdWord, word};
 use crate::kernel::messages::{KernelMessage, parse};
 use nix::errno::Errno;
 
@@ -20,7 +21,7 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         [] => message.to_owned(),
         lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
     };
-    Some(match cause(errno.map(Errno::from_raw), &said) {
+    Some(match cause(errno.map(Errno::from_raw), &said, word(message)) {
         Code::LockBreakNotPermitted => lock::not_permitted(image, &detail),
         Code::ObjectMapBroken => broken_object_map(image, detail),
         code @ (Code::ClusterUnreachable | Code::LockDying) => {
@@ -29,6 +30,8 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         Code::NodeClientBlocklisted | Code::MapFailed => {
             try_again(image, Finding::new(Code::MapFailed, detail), next)
         }
+        // What this side did wrong is no fault of the image.
+        Code::CommandUnknown => Finding::new(Code::CommandUnknown, detail),
         code => Finding::new(code, detail).severity(code.severity().max(Severity::Blocker)),
     })
 }
@@ -51,8 +54,8 @@ fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
     maps.rev().find(|report| report.failure().is_some())
 }
 
-/// The true cause, from what the kernel said and from the errno (`drivers/block/rbd.c`).
-fn cause(errno: Option<Errno>, said: &[KernelMessage]) -> Code {
+/// The true cause, from what the kernel said, what `rbd` said, and the errno (`drivers/block/rbd.c`), in this order.
+fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) -> Code {
     use KernelMessage as M;
     let told = said.iter().rev().find_map(|message| match message {
         M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
@@ -68,9 +71,15 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage]) -> Code {
         M::ParentChainTooLong => Some(Code::ParentChainTooDeep),
         M::NoOwnerAnswers => Some(Code::LockDying),
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
+        M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
         _ => None,
     });
-    told.unwrap_or(match errno {
+    let by_rbd = word.map(|word| match word {
+        RbdWord::SecretNotAdded => Code::MapFailed,
+        RbdWord::NoMonitorAddress => Code::MsModeMismatch,
+        RbdWord::OptionUnknown => Code::CommandUnknown,
+    });
+    told.or(by_rbd).unwrap_or(match errno {
         Some(Errno::ESHUTDOWN) => Code::NodeClientBlocklisted,
         Some(Errno::EBUSY) => Code::LockExternal,
         Some(Errno::EROFS) => Code::InUseElsewhere,
@@ -109,9 +118,22 @@ mod tests {
             (6, "rbd: image a: image uses unsupported features: 0x200", Code::ImageMigrating),
             (110, "rbd: rbd0: no lock owners detected", Code::LockDying),
             (110, "", Code::ClusterUnreachable),
+            (110, "libceph: mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol", Code::MsModeMismatch),
             (5, "", Code::MapFailed),
         ] {
-            assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text)), code, "{errno} {text}");
+            assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None), code, "{errno} {text}");
+        }
+    }
+
+    #[test]
+    fn rbds_words_come_before_the_errno_and_after_the_kernels() {
+        let locked = KernelMessage::IncompatibleLockType;
+        for (said, word, code) in [
+            (vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
+            (vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
+            (vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
+        ] {
+            assert_eq!(cause(Some(Errno::ENOENT), &said, Some(word)), code);
         }
     }
 }

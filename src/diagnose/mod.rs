@@ -13,6 +13,7 @@ mod map_failure;
 mod mapping;
 pub mod orphans;
 mod parents;
+mod rbd_words;
 
 use crate::policy::Policy;
 use crate::reading::Reading;

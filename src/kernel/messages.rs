@@ -229,6 +229,21 @@ pub enum KernelMessage {
         /// Why.
         errno: i32,
     },
+    /// The kernel cannot use a key of this type: aes256k before Linux 7.0 (map: EINVAL).
+    SecretTooBig {
+        /// Its length in bytes.
+        bytes: u32,
+    },
+    /// A monitor speaks the old protocol at an address where `ms_mode` wants the new one.
+    OldProtocol {
+        /// `mon0`.
+        peer: String,
+    },
+    /// The monitor allows no connection of the mode that `ms_mode` asks for.
+    ModeNotAllowed {
+        /// `crc`, `secure`.
+        mode: String,
+    },
     /// An OSD did not answer in time (only with the map option `osd_request_timeout`).
     OsdTimeout {
         /// Its number.
@@ -343,7 +358,10 @@ const LIBCEPH: &[Rule] = &[
     (r"((?:mon|osd)\d+) .*(?:socket closed|socket error|connect error|missed bytes|wrong peer).*", |g| {
         Some(M::SocketFailed { peer: g.text()? })
     }),
-    (r"auth protocol '.*' (?:m?auth authentication failed|init failed): (-?\d+)", |g| {
+    (r"secret too big (\d+)", |g| Some(M::SecretTooBig { bytes: g.number(1)? })),
+    (r"((?:mon|osd)\d+) .*server is speaking msgr1 protocol", |g| Some(M::OldProtocol { peer: g.text()? })),
+    (r"(?:preferred|fallback) mode '(.*)' not allowed", |g| Some(M::ModeNotAllowed { mode: g.text()? })),
+    (r"auth protocol '.*' (?:(?:m?auth|msgr) authentication(?: to \S+)? failed|init failed): (-?\d+)", |g| {
         Some(M::AuthFailed { errno: g.errno()? })
     }),
     (r"auth method '.*' error (-?\d+)|error (-?\d+) on auth protocol.*", |g| {
@@ -529,6 +547,14 @@ mod tests {
             ("osd3 (1)10.0.0.1:6801 socket error on write", M::SocketFailed { peer: "osd3".into() }),
             ("auth protocol 'cephx' mauth authentication failed: -13", M::AuthFailed { errno: 13 }),
             ("auth protocol 'cephx' auth authentication failed: -13", M::AuthFailed { errno: 13 }),
+            ("auth protocol 'cephx' msgr authentication failed: -13", M::AuthFailed { errno: 13 }),
+            ("auth protocol 'cephx' msgr authentication to osd failed: -1", M::AuthFailed { errno: 1 }),
+            ("secret too big 32", M::SecretTooBig { bytes: 32 }),
+            (
+                "mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol",
+                M::OldProtocol { peer: "mon0".into() },
+            ),
+            ("preferred mode 'crc' not allowed", M::ModeNotAllowed { mode: "crc".into() }),
             ("auth method 'x' error -1", M::AuthFailed { errno: 1 }),
             ("error -22 on auth protocol 2 init", M::AuthFailed { errno: 22 }),
             ("tid 12 on osd3 timeout", M::OsdTimeout { osd: 3 }),

@@ -1,12 +1,15 @@
-//! Which guests the HA manager runs: `/etc/pve/ha/resources.cfg` (`PVE::HA::Config`).
+//! Which guests the HA manager runs, and whether it does: `/etc/pve/ha/resources.cfg` and `manager_status`
+//! (`PVE::HA::Config`).
 
 use crate::pve::guest::Kind;
-use crate::reading::Failure;
+use crate::reading::{Failure, Reading};
 use crate::root::Root;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 const RESOURCES: &str = "/etc/pve/ha/resources.cfg";
+const STATUS: &str = "/etc/pve/ha/manager_status";
 
 /// A guest that the HA manager looks after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,58 @@ pub fn resources(root: &Root) -> Result<BTreeMap<u32, Resource>, Failure> {
         Ok(text) => Ok(parse(&text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(error) => Err(Failure::new(format!("read {RESOURCES}"), error.to_string())),
+    }
+}
+
+/// How a cluster's HA stack was disarmed (`ha-manager crm-command disarm-ha MODE`, pve-ha-manager 5.2 and later).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Disarm {
+    /// What becomes of its guests: `freeze`, no wish of theirs is fulfilled; `ignore`, they are nobody's.
+    pub mode: String,
+    /// How far it is: `disarming`, `disarmed`.
+    #[serde(default)]
+    pub state: String,
+}
+
+/// Whether the HA stack is disarmed; without a status, as before the manager's first run, it is not.
+pub fn disarm(root: &Root) -> Reading<Option<Disarm>> {
+    #[derive(Deserialize)]
+    struct Status {
+        #[serde(default)]
+        disarm: Option<Disarm>,
+    }
+    let failure = |message: String| Reading::Unknown(Failure::new(format!("read {STATUS}"), message));
+    match std::fs::read(root.path(STATUS)) {
+        Ok(bytes) if bytes.trim_ascii().is_empty() => Reading::Known(None),
+        Ok(bytes) => match serde_json::from_slice::<Status>(&bytes) {
+            Ok(status) => Reading::Known(status.disarm),
+            Err(error) => failure(error.to_string()),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Reading::Known(None),
+        Err(error) => failure(error.to_string()),
+    }
+}
+
+/// Who is to be asked for a guest's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// `qm start` or `pct start`.
+    Direct,
+    /// `ha-manager set … --state started`.
+    Manager,
+    /// Nobody: the manager holds its guests as they are, and `qm start` only asks the manager. Why, in words.
+    Nobody(String),
+}
+
+/// Who is to be asked. A status that could not be read changes nothing.
+pub fn way(managed: bool, disarm: &Reading<Option<Disarm>>) -> Way {
+    match disarm.known().and_then(Option::as_ref) {
+        _ if !managed => Way::Direct,
+        Some(disarm) if disarm.mode == "ignore" => Way::Direct,
+        Some(Disarm { mode, state }) => Way::Nobody(format!(
+            "the HA stack is disarmed (mode {mode}, {state}) and starts nothing; arm it first: ha-manager crm-command arm-ha"
+        )),
+        None => Way::Manager,
     }
 }
 
@@ -59,6 +114,30 @@ fn header(line: &str) -> Option<(u32, Kind)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disarmed_manager_starts_nothing_and_an_ignored_guest_is_started_directly() {
+        let told = |text: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let root = Root::new(dir.path());
+            std::fs::create_dir_all(root.path("/etc/pve/ha")).unwrap();
+            std::fs::write(root.path(STATUS), text).unwrap();
+            disarm(&root)
+        };
+        let disarmed = |mode: &str| {
+            let status = r#"{"master_node":"pve1","disarm":{"mode":"MODE","state":"disarmed","time":1},"node_status":{}}"#;
+            told(&status.replace("MODE", mode))
+        };
+        assert_eq!(way(true, &told("")), Way::Manager);
+        assert_eq!(way(true, &told("{}")), Way::Manager);
+        assert_eq!(way(true, &told("{")), Way::Manager, "not known");
+        assert_eq!(way(true, &disarmed("ignore")), Way::Direct);
+        assert_eq!(way(false, &disarmed("freeze")), Way::Direct);
+        let Way::Nobody(why) = way(true, &disarmed("freeze")) else {
+            panic!("a frozen guest is not started")
+        };
+        assert!(why.contains("freeze, disarmed") && why.contains("arm-ha"), "{why}");
+    }
 
     #[test]
     fn managed_guests_and_what_is_asked_of_them() {

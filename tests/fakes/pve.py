@@ -191,7 +191,9 @@ class Task:
 
 
 def ha_state(sid):
-    """The state that HA is asked for; None if it does not manage the guest."""
+    """The state that HA is asked for; None if it does not manage the guest, or was disarmed so that it ignores it."""
+    if manager_status().get("disarm", {}).get("mode") == "ignore":
+        return None
     section = state = None
     for line in read("/etc/pve/ha/resources.cfg", "").splitlines():
         words = line.split()
