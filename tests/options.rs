@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::Lab;
 use common::node::{DEFAULT, Node, Ran, finding};
 use std::path::{Path, PathBuf};
 
@@ -81,4 +82,66 @@ fn a_conf_that_is_not_there_is_named() {
     let found = finding(&report, "ceph-conf-missing");
     assert_eq!(found["severity"], "blocker");
     assert!(found["detail"].as_str().unwrap().contains("/etc/pve/ceph.conf"), "{found}");
+}
+
+/// What stands in the first column of the table under a heading of docs/interfaces.md.
+fn listed(heading: &str) -> Vec<String> {
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/interfaces.md")).unwrap();
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).unwrap();
+    let rows =
+        section.lines().take_while(|line| !line.starts_with("## ")).filter(|line| line.starts_with("| `"));
+    let listed: Vec<String> = rows.map(|row| row.split('`').nth(1).unwrap().to_owned()).collect();
+    assert!(listed.len() > 3, "no table under {heading}");
+    listed
+}
+
+#[test]
+fn this_release_knows_what_it_is_said_to_know() {
+    let lab = Lab::shared();
+    for argument in listed("`rbd`, with the storage's own arguments") {
+        let value = match argument.split_once(' ').unwrap() {
+            ("-p", _) => vec!["-p", "rbd"],
+            ("--namespace", _) => vec!["--namespace", ""],
+            ("--auth_client_required", value) => vec!["--auth_client_required", value],
+            // The lab gives these itself, in their long forms.
+            _ => continue,
+        };
+        lab.rbd(&[value, vec!["ls"]].concat());
+    }
+    for command in listed("`rbd`, what it is to do") {
+        let (words, options): (Vec<&str>, Vec<&str>) =
+            command.split(' ').partition(|word| !word.starts_with('-'));
+        let help = lab.rbd(&[vec!["help"], words].concat());
+        assert!(options.iter().all(|option| help.contains(option)), "{command}: {help}");
+    }
+    for option in listed("Options of librados and librbd") {
+        let known =
+            std::process::Command::new("ceph-conf").args(["--show-config-value", &option]).output().unwrap();
+        assert!(known.status.success(), "{option}: {known:?}");
+    }
+}
+
+/// What the code passes stands in the list.
+#[test]
+fn every_argument_that_is_passed_is_listed() {
+    let listed: Vec<String> = ["`rbd`, with the storage's own arguments", "`rbd`, what it is to do"]
+        .iter()
+        .flat_map(|heading| listed(heading))
+        .flat_map(|row| row.split(' ').map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
+    node.lab.rbd(&["feature", "enable", &spec, "object-map"]);
+    let report = node.check(vmid);
+    let commands: Vec<&str> = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|finding| finding["remedy"]["commands"].as_array().unwrap())
+        .map(|command| command.as_str().unwrap())
+        .collect();
+    assert!(commands.iter().any(|command| command.contains("feature disable")), "{report:#}");
+    for word in commands.iter().flat_map(|command| command.split(' ')).filter(|word| word.starts_with('-')) {
+        assert!(listed.iter().any(|known| known == word), "{word} is not in docs/interfaces.md");
+    }
 }
