@@ -10,6 +10,7 @@
 
 use crate::cli::{Hook, Phase};
 use crate::exit::Exit;
+use crate::meant;
 use crate::process::{become_program, pass_through};
 use crate::pve::{snippet, storage};
 use crate::report::plain;
@@ -50,14 +51,14 @@ struct Script {
 impl Call {
     /// The call that the command line describes.
     pub fn new(root: &Root, options: &Hook) -> Self {
-        Self { root: root.clone(), vmid: options.vmid, phase: options.phase }
+        Self { root: root.clone(), vmid: options.vmid, phase: options.phase.clone() }
     }
 
     /// Runs our part and the earlier hookscript, in the phase's order. Where our part stops the start, the earlier
     /// script is not run: PVE would call it for no later phase in which it could undo what it did.
     pub fn run(&self, ours: impl FnOnce() -> Exit) -> Exit {
         match self.phase {
-            Phase::PreStart | Phase::PostStart => self.after(ours()),
+            Phase::PreStart | Phase::PostStart | Phase::Other(_) => self.after(ours()),
             Phase::PreStop | Phase::PostStop => {
                 let earlier = self.before();
                 let exit = ours();
@@ -87,6 +88,7 @@ impl Call {
             Err(error) => return self.cannot(&error),
         };
         say(&format!("now the earlier hookscript {}", script.volid));
+        meant::say();
         let error = become_program(&script.path, &self.arguments(), (CALLS, &script.calls));
         self.cannot(&anyhow::Error::new(error).context(format!("cannot run {}", script.volid)))
     }
@@ -100,6 +102,8 @@ impl Call {
     }
 
     fn wait_for(&self, script: &Script) -> Result<()> {
+        // From here on the snippet must not run it once more.
+        meant::say();
         let ended = pass_through(&script.path, &self.arguments(), (CALLS, &script.calls))
             .with_context(|| format!("cannot run {}", script.volid))?;
         if !ended.success() {
@@ -109,6 +113,7 @@ impl Call {
     }
 
     fn cannot(&self, error: &anyhow::Error) -> Exit {
+        meant::say();
         say(&format!("the earlier hookscript of guest {}: {error:#}", self.vmid));
         Exit::Error
     }
@@ -120,7 +125,7 @@ impl Call {
     /// The earlier hookscript, if there is one and this call is not part of its own.
     fn script(&self) -> Result<Option<Script>> {
         let Some(volid) = remembered(&self.root, self.vmid)? else { return Ok(None) };
-        let Some(calls) = deeper(&std::env::var(CALLS).unwrap_or_default(), self.vmid, self.phase) else {
+        let Some(calls) = deeper(&std::env::var(CALLS).unwrap_or_default(), self.vmid, &self.phase) else {
             say(&format!("{volid} has called this hook itself; it is not run again"));
             return Ok(None);
         };
@@ -136,7 +141,7 @@ impl Call {
 }
 
 /// The calls that a chained script is part of, with this one; `None` if this one is among them.
-fn deeper(calls: &str, vmid: u32, phase: Phase) -> Option<String> {
+fn deeper(calls: &str, vmid: u32, phase: &Phase) -> Option<String> {
     let this = format!("{vmid}/{}", phase.name());
     let mut calls: Vec<&str> = calls.split(' ').filter(|call| !call.is_empty()).collect();
     if calls.contains(&this.as_str()) {
@@ -154,7 +159,7 @@ fn how(ended: ExitStatus) -> String {
 }
 
 fn say(line: &str) {
-    eprintln!("rbd-preflight: {}", plain(line));
+    errln!("rbd-preflight: {}", plain(line));
 }
 
 /// The file is our snippet under some name, or a link to this program.
@@ -230,14 +235,14 @@ mod tests {
 
     #[test]
     fn a_call_is_never_part_of_itself() {
-        let calls = deeper("", 516, Phase::PreStart).unwrap();
+        let calls = deeper("", 516, &Phase::PreStart).unwrap();
         assert_eq!(calls, "516/pre-start");
-        assert_eq!(deeper(&calls, 516, Phase::PreStart), None);
-        let other = deeper(&calls, 517, Phase::PreStart).unwrap();
+        assert_eq!(deeper(&calls, 516, &Phase::PreStart), None);
+        let other = deeper(&calls, 517, &Phase::PreStart).unwrap();
         assert_eq!(other, "516/pre-start 517/pre-start");
-        assert_eq!(deeper(&other, 516, Phase::PreStart), None);
+        assert_eq!(deeper(&other, 516, &Phase::PreStart), None);
         // A script that starts its guest again after a stop is no loop.
-        assert!(deeper("516/post-stop", 516, Phase::PreStart).is_some());
+        assert!(deeper("516/post-stop", 516, &Phase::PreStart).is_some());
     }
 
     #[test]

@@ -271,12 +271,12 @@ pub struct Hook {
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
     /// The phase that Proxmox VE calls it in
-    #[arg(value_name = "PHASE")]
+    #[arg(value_name = "PHASE", value_parser = |text: &str| Ok::<Phase, String>(Phase::from(text)))]
     pub phase: Phase,
 }
 
 /// When Proxmox VE calls a hookscript (`PVE::GuestHelpers::exec_hookscript`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
     /// Before the start; a failure stops it.
     PreStart,
@@ -286,16 +286,26 @@ pub enum Phase {
     PreStop,
     /// After the guest has stopped.
     PostStop,
+    /// One that a later Proxmox VE has; it is none of ours.
+    Other(String),
+}
+
+impl From<&str> for Phase {
+    fn from(name: &str) -> Self {
+        let known = [Self::PreStart, Self::PostStart, Self::PreStop, Self::PostStop];
+        known.into_iter().find(|phase| phase.name() == name).unwrap_or_else(|| Self::Other(name.to_owned()))
+    }
 }
 
 impl Phase {
     /// Its name, as Proxmox VE passes it.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::PreStart => "pre-start",
             Self::PostStart => "post-start",
             Self::PreStop => "pre-stop",
             Self::PostStop => "post-stop",
+            Self::Other(name) => name,
         }
     }
 }

@@ -48,9 +48,9 @@ pub struct Allowed {
 }
 
 /// The situation of a hook: the phase, `PVE_MIGRATED_FROM`, and the guest's `lock`.
-pub fn situation(phase: Phase, migrated_from: Option<&str>, lock: Option<&str>) -> Situation {
+pub fn situation(phase: &Phase, migrated_from: Option<&str>, lock: Option<&str>) -> Situation {
     match (phase, migrated_from, lock) {
-        (Phase::PostStart | Phase::PreStop, ..) => Situation::NotOurs,
+        (Phase::PostStart | Phase::PreStop | Phase::Other(_), ..) => Situation::NotOurs,
         (Phase::PostStop, ..) => Situation::Stopped,
         (Phase::PreStart, Some(node), _) if !node.is_empty() => {
             Situation::MigrationTarget { from: node.to_owned() }
@@ -118,7 +118,7 @@ mod tests {
             (PostStop, Some("pve2"), Some("migrate"), Situation::Stopped),
         ] {
             assert_eq!(
-                situation(phase, migrated_from, lock),
+                situation(&phase, migrated_from, lock),
                 expected,
                 "{phase:?} {migrated_from:?} {lock:?}"
             );

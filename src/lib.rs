@@ -3,6 +3,14 @@
 //! Everything that reads the outside makes one plain value, the [`survey::Survey`]; `diagnose` and `plan` turn it
 //! into findings and actions without touching anything; only `act` changes something.
 
+/// `eprintln!` that goes on where nobody reads: a lost line is no reason to end.
+macro_rules! errln {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 pub mod act;
 pub mod action;
 pub mod attach;
@@ -20,6 +28,7 @@ pub mod history;
 pub mod journal;
 pub mod kernel;
 pub mod ladder;
+mod meant;
 pub mod plan;
 pub mod policy;
 mod private_dir;

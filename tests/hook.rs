@@ -59,9 +59,11 @@ fn other_phases_do_nothing() {
 #[test]
 fn arguments_are_checked() {
     let node = Node::new();
-    for arguments in [["hook", "abc", "pre-start"], ["hook", "99", "pre-start"], ["hook", "516", "bogus"]] {
+    for arguments in [["hook", "abc", "pre-start"], ["hook", "99", "pre-start"]] {
         assert_eq!(node.run(arguments).code, 2, "{arguments:?}");
     }
+    let later = node.run(["hook", "516", "pre-something"]);
+    assert_eq!((later.code, later.stderr.as_str()), (0, ""), "a phase of a later Proxmox VE is none of ours");
 }
 
 /// The libraries that a process has opened are seen from outside, by the kernel's own list.
@@ -149,22 +151,84 @@ fn a_migration_target_changes_nothing() {
     assert!(node.journal().is_empty());
 }
 
-/// The snippet goes on without the tool.
+/// The shipped snippet, as PVE calls it on this node, with some program as the tool, under a shell's limits.
+fn snippet(node: &Node, vmid: u32, tool: &str, limits: &str) -> Ran {
+    let mut command = Command::new("sh");
+    let snippet = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
+    command.args(["-c", &format!("{limits} exec \"$@\""), "sh", snippet, &vmid.to_string(), "pre-start"]);
+    command.env("RBD_PREFLIGHT", tool).env("RBD_PREFLIGHT_ROOT", node.path("/")).stdin(Stdio::null());
+    Ran::of(command)
+}
+
+/// A program, and what it is.
+fn program(node: &Node, name: &str, text: &str) -> String {
+    let path = node.path(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const TOOL: &str = env!("CARGO_BIN_EXE_rbd-preflight");
+
 #[test]
 fn the_snippet_lets_a_guest_start_when_the_tool_is_gone() {
-    let snippet = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
-    let run = |tool: &str, arguments: &[&str]| {
-        let mut command = Command::new(snippet);
-        Ran::of({
-            command.args(arguments).env("RBD_PREFLIGHT", tool).stdin(Stdio::null());
-            command
-        })
-    };
-    let gone = run("/nonexistent/rbd-preflight", &["516", "pre-start"]);
+    let gone = snippet(&Node::new(), 516, "/nonexistent/rbd-preflight", "");
     assert_eq!(gone.code, 0);
     assert!(gone.stderr.contains("not installed") && gone.stderr.contains("516"), "{gone:?}");
-    let there = run(env!("CARGO_BIN_EXE_rbd-preflight"), &["516", "bogus"]);
-    assert_eq!(there.code, 2, "the tool's own exit code is passed on: {there:?}");
+}
+
+/// A crash, a signal, a library that is not there: none is a refusal, and the earlier hookscript has its turn.
+#[test]
+fn whatever_becomes_of_the_tool_the_guest_starts_unless_a_refusal_was_meant() {
+    let node = Node::new();
+    let tools = program(&node, "/pvesm", &format!("#!/bin/sh\necho {}\n", node.path("/old.sh").display()));
+    let tools = std::path::Path::new(&tools).parent().unwrap();
+    let path = format!("PATH={}:$PATH;", tools.display());
+    program(&node, "/old.sh", &format!("#!/bin/sh\necho \"$@\" >>{}\n", node.path("/calls").display()));
+    node.write("/etc/pve/rbd-preflight/chain/516", "local:snippets/old.sh\n");
+    for end in ["exit 1", "exit 3", "exit 101", "kill -ABRT $$", "kill -KILL $$", "exec /nonexistent"] {
+        let tool = program(&node, "/tool", &format!("#!/bin/sh\n{end}\n"));
+        let ran = snippet(&node, 516, &tool, &path);
+        assert_eq!(ran.code, 0, "{end}: {ran:?}");
+        assert!(ran.stderr.contains("rbd-preflight itself failed"), "{end}: {ran:?}");
+        assert_eq!(std::fs::read_to_string(node.path("/calls")).unwrap(), "516 pre-start\n", "{end}");
+        std::fs::remove_file(node.path("/calls")).unwrap();
+    }
+    let meant = program(&node, "/tool", "#!/bin/sh\necho out; echo meant >&$RBD_PREFLIGHT_VERDICT; exit 4\n");
+    let ran = snippet(&node, 516, &meant, &path);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (4, "out\n", ""), "{ran:?}");
+}
+
+#[test]
+fn a_real_refusal_passes_the_snippet_and_a_real_crash_does_not() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    let healthy = snippet(&node, vmid, TOOL, "");
+    assert_eq!((healthy.code, healthy.stderr.lines().count()), (0, 1), "{healthy:?}");
+    for limits in ["ulimit -n 12;", "ulimit -v 300000;", "ulimit -v 900000;", "ulimit -t 0;"] {
+        let ran = snippet(&node, vmid, TOOL, limits);
+        assert_eq!(ran.code, 0, "{limits} {ran:?}");
+        assert!(
+            !ran.stderr.contains("cluster-unreachable") && !ran.stderr.contains("stopped"),
+            "{limits} {ran:?}"
+        );
+    }
+    let absent = new_vmid();
+    node.vm(absent, &format!("scsi0: ceph-krbd:vm-{absent}-disk-0\n"));
+    let refused = snippet(&node, absent, TOOL, "");
+    assert_eq!(refused.code, 3, "{refused:?}");
+    node.write("/etc/rbd-preflight/config.yaml", "on_error: block\n");
+    assert_ne!(snippet(&node, vmid, TOOL, "ulimit -v 300000;").code, 0, "the settings ask for it");
+}
+
+/// A hook whose output nobody reads any more does its work and says what it has to say by its exit code.
+#[test]
+fn nobody_has_to_listen() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    let mut command = Command::new("bash");
+    let script = "set -o pipefail; exec 2> >(exec true); sleep 0.3; \"$0\" hook \"$1\" pre-start";
+    command.args(["-c", script, TOOL, &vmid.to_string()]).env("RBD_PREFLIGHT_ROOT", node.path("/"));
+    let ran = Ran::of(command);
+    assert_eq!(ran.code, 0, "{ran:?}");
 }
 
 /// What PVE opens before it calls the hook can only be mended after the stop before.

@@ -209,7 +209,7 @@ fn carry_out(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut R
         Err(error) => {
             if steps.iter().any(|step| matches!(step, Step::Remember(_))) {
                 if let Err(error) = put_back(root, facts) {
-                    eprintln!("rbd-preflight: {}", plain(&format!("{error:#}")));
+                    errln!("rbd-preflight: {}", plain(&format!("{error:#}")));
                 }
             }
             (row.outcome, row.text) = failure(&error);

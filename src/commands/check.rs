@@ -108,7 +108,7 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
     }
     if named {
         for guest in unread {
-            eprintln!("rbd-preflight: guest {}: {}", guest.file.vmid, plain(&guest.error));
+            errln!("rbd-preflight: guest {}: {}", guest.file.vmid, plain(&guest.error));
         }
     }
 }

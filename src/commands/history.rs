@@ -33,7 +33,7 @@ pub fn run(root: &Root, options: &History) -> Result<Exit> {
 pub fn read(root: &Root) -> Result<Vec<Run>> {
     let (records, notes) = Journal::open(root).read_all().context("the journal cannot be read")?;
     for note in notes {
-        eprintln!("rbd-preflight: note: {}", plain(&note));
+        errln!("rbd-preflight: note: {}", plain(&note));
     }
     Ok(runs(&records, &|run| is_alive(root, run)))
 }

@@ -12,13 +12,18 @@ use crate::context::{Situation, situation};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::exit::Exit;
+use crate::meant;
 use crate::policy::Scope;
 use crate::report::{GuestReport, plain, text};
 use crate::root::Root;
 use crate::settings::{Mode, OnError};
 use crate::verdict::{Verdict, exit_code};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The first and the longest pause between two looks at a guest that is not ready.
@@ -28,19 +33,36 @@ const UNKNOWN_TRIES: u32 = 3;
 /// How long after the deadline a hook that is still busy is ended from outside its work.
 const LAST_GRACE: Duration = Duration::from_secs(2);
 
+/// How long it may take until the settings are read, which say how long it may take.
+const FIRST_LIMIT: Duration = Duration::from_secs(30);
+
 /// Runs a hook, and the hookscript that the guest had before.
 pub fn run(root: &Root, options: &Hook) -> Exit {
+    meant::open();
     let call = Call::new(root, options);
-    call.run(|| ours(root, options, &call))
+    call.run(|| guarded(|on_error| ours(root, options, &call, on_error)))
+}
+
+/// A fault of our own that nobody foresaw is treated as one that was: it says nothing about the guest.
+fn guarded(ours: impl FnOnce(&Cell<OnError>) -> Exit) -> Exit {
+    let on_error = Cell::new(OnError::Allow);
+    std::panic::catch_unwind(AssertUnwindSafe(|| ours(&on_error))).unwrap_or_else(|_| {
+        fault(
+            &anyhow!("rbd-preflight itself failed, see the lines above; please report them"),
+            on_error.get(),
+        )
+    })
 }
 
 /// Runs our own part.
-fn ours(root: &Root, options: &Hook, call: &Call) -> Exit {
+fn ours(root: &Root, options: &Hook, call: &Call, on_error: &Cell<OnError>) -> Exit {
     let migrated_from = std::env::var("PVE_MIGRATED_FROM").ok();
-    let situation = |lock| situation(options.phase, migrated_from.as_deref(), lock);
+    let situation = |lock| situation(&options.phase, migrated_from.as_deref(), lock);
     if !situation(None).allowed().look {
         return Exit::Ready;
     }
+    // Until the settings say how long it may take.
+    let first = watchdog(call, FIRST_LIMIT, Exit::Ready);
     let guest = match session::guest(root, options.vmid) {
         Ok(guest) => guest,
         Err(error) => return fault(&error, OnError::Allow),
@@ -56,14 +78,19 @@ fn ours(root: &Root, options: &Hook, call: &Call) -> Exit {
     if session.policy.settings.mode == Mode::Off {
         return Exit::Ready;
     }
-    let on_error = session.policy.settings.on_error;
+    on_error.set(session.policy.settings.on_error);
+    first.call_off();
+    if on_error.get() == OnError::Block {
+        // Then any end that is not a yes stops the start.
+        meant::say();
+    }
     let result = match situation {
         Situation::NotOurs => return Exit::Ready,
         Situation::Start | Situation::Backup => pre_start(session, call),
         Situation::Stopped => Ok(post_stop(session, call)),
         Situation::MigrationTarget { .. } | Situation::BeingFilled { .. } => look(session, &situation, call),
     };
-    result.unwrap_or_else(|error| fault(&error, on_error))
+    result.unwrap_or_else(|error| fault(&error, on_error.get()))
 }
 
 /// The tool could not do its work. That says nothing about the guest.
@@ -76,6 +103,7 @@ fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
         }
         OnError::Block => {
             say("the start is stopped (`on_error: block`)");
+            meant::say();
             Exit::Error
         }
     }
@@ -83,7 +111,7 @@ fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
 
 /// One line on stderr, safe for a terminal and a task log.
 fn say(line: &str) {
-    eprintln!("rbd-preflight: {}", plain(line));
+    errln!("rbd-preflight: {}", plain(line));
 }
 
 /// The guest is, or may be, alive elsewhere: look, warn, let it go on.
@@ -200,6 +228,7 @@ fn conclude(report: &GuestReport, took: Duration, on_error: OnError) -> Exit {
         exit => exit,
     };
     if exit != Exit::Ready {
+        meant::say();
         tell_stoppers(report);
         let codes: BTreeSet<&str> = stoppers(report).map(|f| f.code.name()).collect();
         let codes = codes.into_iter().collect::<Vec<_>>().join(", ");
@@ -253,12 +282,31 @@ fn tell(lines: &str) {
     }
 }
 
-/// Ends the process if it is still there after `limit`, whatever it is stuck in; its children die with it.
-fn watchdog(call: &Call, limit: Duration, exit: Exit) {
+/// What ends the process if it is still there after its time, whatever it is stuck in.
+struct Watchdog(Arc<AtomicBool>);
+
+impl Watchdog {
+    /// It will not end anything.
+    fn call_off(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Ends the process if it is still there after `limit`; its children die with it. Where no thread can be had the work
+/// has its own limits.
+fn watchdog(call: &Call, limit: Duration, exit: Exit) -> Watchdog {
     let call = call.clone();
-    std::thread::spawn(move || {
+    let watchdog = Watchdog(Arc::default());
+    let called_off = watchdog.0.clone();
+    let end = move || {
         std::thread::sleep(limit);
-        say(&format!("gave up after {} s", limit.as_secs()));
-        call.end(exit)
-    });
+        if !called_off.load(Ordering::Acquire) {
+            say(&format!("gave up after {} s", limit.as_secs()));
+            call.end(exit)
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(end) {
+        log::warn!("no watchdog: {error}");
+    }
+    watchdog
 }

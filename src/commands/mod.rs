@@ -73,8 +73,8 @@ fn log_to_journal() {
 
 /// An error and its causes, one a line, on stderr.
 fn complain(error: &anyhow::Error) {
-    eprintln!("rbd-preflight: {}", crate::report::plain(&error.to_string()));
+    errln!("rbd-preflight: {}", crate::report::plain(&error.to_string()));
     for cause in error.chain().skip(1) {
-        eprintln!("  because: {}", crate::report::plain(&cause.to_string()));
+        errln!("  because: {}", crate::report::plain(&cause.to_string()));
     }
 }

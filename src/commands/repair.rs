@@ -33,7 +33,7 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
     let mut first = FirstLook::take(root, &vmids, options, left());
     for vmid in vmids {
         if left().is_some_and(|left| left.is_zero()) {
-            eprintln!(
+            errln!(
                 "rbd-preflight: the deadline has passed; guest {vmid} and those after it were not looked at"
             );
             exit = graver(exit, Exit::Deadline);
