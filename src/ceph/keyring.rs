@@ -61,7 +61,9 @@ pub fn read(text: &[u8], user: &str) -> Keyring {
         // What stands in no section is in `global`, which belongs to no user.
         let of_a_user = !["", "global"].contains(&line.section.as_str());
         let wrong = match &line.kind {
-            Kind::Section if of_a_user && !is_entity(&line.section) => Some("its section is no user of Ceph's"),
+            Kind::Section if of_a_user && !is_entity(&line.section) => {
+                Some("its section is no user of Ceph's")
+            }
             Kind::Junk => Some("it is neither a section nor `name = value`"),
             Kind::Option { name, value } if of_a_user && name == "key" => match key_type(value) {
                 Ok(number) => {
@@ -179,8 +181,7 @@ mod tests {
     fn coded(number: u16, named: u16, secret: usize) -> String {
         let header = [number.to_le_bytes().as_slice(), &[0x5a; 8], &named.to_le_bytes()].concat();
         let bytes = [header, vec![0xa5; secret]].concat();
-        let alphabet: Vec<char> =
-            ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
+        let alphabet: Vec<char> = ('A'..='Z').chain('a'..='z').chain('0'..='9').chain(['+', '/']).collect();
         let mut text = String::new();
         for chunk in bytes.chunks(3) {
             let whole = [0, chunk[0], *chunk.get(1).unwrap_or(&0), *chunk.get(2).unwrap_or(&0)];
