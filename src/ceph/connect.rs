@@ -1,9 +1,11 @@
 //! From a storage's connection to a connected cluster.
 
 use crate::ceph::binding::Cluster;
+use crate::ceph::keyring::BYTE_ORDER_MARK;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Origin};
-use nix::libc::{EACCES, ENOENT};
+use nix::libc::{EACCES, EIO, ENOENT};
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,8 +37,16 @@ const TIMEOUTS: [&str; 3] = ["client_mount_timeout", "rados_mon_op_timeout", "ra
 pub fn connect(connection: &Connection, deadline: Duration) -> Result<Arc<Cluster>, Failure> {
     let cluster = Cluster::create(&connection.user)?;
     configure(&cluster, connection, deadline)?;
+    refuse_byte_order_mark(connection)?;
     cluster.connect().map_err(|errno| Failure::errno(format!("connect to {}", place(connection)), errno))?;
     Ok(Arc::new(cluster))
+}
+
+/// A keyring that begins with a byte order mark is read by no release; 16.2.15 does not say so but ends this whole process.
+fn refuse_byte_order_mark(connection: &Connection) -> Result<(), Failure> {
+    let Some(path) = &connection.keyring else { return Ok(()) };
+    let marked = fs::read(path).is_ok_and(|text| text.starts_with(&BYTE_ORDER_MARK));
+    if marked { Err(Failure::errno(format!("read {path}"), EIO)) } else { Ok(()) }
 }
 
 /// Where a connection leads and as whom, in words.

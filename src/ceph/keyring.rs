@@ -7,6 +7,8 @@
 //! creation (2 × le32), length (le16), secret.
 
 use crate::ceph::conf::{Kind, lines};
+use crate::reading::{Failure, Origin};
+use nix::libc::{EIO, ENOENT};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -44,7 +46,7 @@ pub struct Keyring {
     pub newer: Option<usize>,
 }
 
-/// The mark that some editors put before a text. Ceph 16 to 18 end the process over it (an assertion of the parser's).
+/// The mark that some editors put before a text. Over it 16.2.15 ends the whole process (an assertion of its parser).
 pub const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// Kinds of users (`EntityName::from_str`).
@@ -159,6 +161,24 @@ impl Key {
     }
 }
 
+impl Keyring {
+    /// What in the keyring kept a client from reading it, where that is why it did not connect. It is sure: the client ended as it ends over a
+    /// keyring, before any monitor is asked, and there is something in this one that it may not be able to read.
+    pub fn why_unread(&self, failure: &Failure) -> Option<String> {
+        // 5 (EIO) from 16 to 18, 2 (ENOENT) in 20.
+        let not_read = [Some(EIO), Some(ENOENT)].contains(&failure.errno);
+        match (&self.key, self.newer) {
+            _ if failure.origin != Origin::Outside || !not_read => None,
+            (Key::Malformed { line, why }, _) => Some(format!("line {line}: {why}")),
+            (_, Some(line)) => Some(format!(
+                "line {line}: a key of a type newer than aes, which Ceph's libraries on this node do not know (aes256k is known since 19.2.6, \
+                 20.2.4 and 21.2)"
+            )),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Key {
     /// As in `client.admin has …`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -265,6 +285,22 @@ mod tests {
             assert!(at == line && told.contains(why), "{at}: {told}: {text}");
             assert!(!told.contains(&aes[..20]) && !told.contains(&aes256k[..20]), "{told}");
         }
+    }
+
+    #[test]
+    fn it_is_why_a_client_did_not_connect_only_where_that_is_sure() {
+        let pending =
+            read(format!("[client.a]\nkey = {}\npending key = {}\n", aes(), aes256k()).as_bytes(), "a");
+        let newer = read(format!("[client.a]\nkey = {}\n", aes256k()).as_bytes(), "a");
+        let old = read(format!("[client.a]\nkey = {}\n", aes()).as_bytes(), "a");
+        let why = |keyring: &Keyring, errno| {
+            keyring.why_unread(&Failure::errno("connect", errno)).unwrap_or_default()
+        };
+        assert!(why(&pending, 5).starts_with("line 3: `pending key`") && !why(&pending, 2).is_empty());
+        assert!(why(&newer, 5).starts_with("line 2: a key of a type newer"));
+        assert_eq!([why(&old, 5), why(&newer, 13), why(&newer, 110)], ["", "", ""]);
+        let own = Failure::errno("create a client", 5).on(Origin::Own);
+        assert_eq!(pending.why_unread(&own), None);
     }
 
     #[test]

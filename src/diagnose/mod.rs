@@ -8,6 +8,7 @@ mod cluster;
 pub(crate) mod features;
 mod guest;
 pub(crate) mod image;
+mod keys;
 pub mod lock;
 mod map_failure;
 mod mapping;
@@ -25,6 +26,7 @@ use image::Image;
 /// Everything there is to say of a survey, the gravest first, then in the order of the guest's disks.
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let mut findings = guest::findings(survey);
+    findings.extend(keys::findings(survey));
     findings.extend(cluster::findings(survey));
     findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
     for disk in &survey.disks {

@@ -31,6 +31,11 @@ pub fn takes_aes256k(root: &Root) -> Reading<bool> {
     ask(|secret| offer_kernel_key(c"rbd-preflight:aes256k", &payload(secret)))
 }
 
+/// A kernel of this version does not take such keys, unless the change was put into it. `(0, 0)` is no version.
+pub fn unlikely(version: (u32, u32)) -> bool {
+    version != (0, 0) && version < SINCE
+}
+
 /// What stands for the answer where nobody has asked.
 pub fn not_asked() -> Reading<bool> {
     Reading::Unknown(Failure::new(WHAT, "it was not asked"))
@@ -94,6 +99,12 @@ mod tests {
         }
         let elsewhere = takes_aes256k(&Root::new("/nonexistent"));
         assert!(elsewhere.failure().unwrap().message.contains("not the running kernel's"));
+    }
+
+    #[test]
+    fn a_version_is_a_guess() {
+        let unlikely: Vec<bool> = [(0, 0), (5, 3), (6, 19), (7, 0), (7, 2), (10, 0)].map(unlikely).into();
+        assert_eq!(unlikely, [false, true, true, false, false, false]);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! Caps before the key are refused by both. So the check that is installed here is read, and its own pattern tried.
 
 use crate::ceph::keyring::{Key, Keyring, read};
+use crate::process::{Command, quoted};
 use crate::pve::connection::Connection;
+use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use regex::{Regex, RegexBuilder};
@@ -75,6 +77,26 @@ fn pattern_end(test: &str) -> Option<usize> {
         escaped = c == '\\' && !escaped;
         ends
     })
+}
+
+/// The lines that write a storage's keyring anew, as every Ceph and every check of PVE's takes it: the key alone, with neither caps nor
+/// the `pending key` that `ceph auth get` may tell too. The key is seen by nobody.
+///
+/// They are for a node of PVE's own cluster; where the storage's cluster is another one (`monhost`), the first is for a node of that.
+pub fn rewrite_command(storage: &RbdStorage, user: &str) -> Vec<String> {
+    let entity = quoted(format!("client.{user}"));
+    let own = quoted(format!("/etc/pve/priv/ceph/{}.keyring", storage.id));
+    let write = |file: &str| {
+        let format = quoted("[%s]\n\tkey = %s\n");
+        format!("(umask 077; printf {format} {entity} \"$(ceph auth get-key {entity})\" >{file})")
+    };
+    match storage.monhost {
+        None => vec![write(&own)],
+        Some(_) => {
+            let set = Command::new("pvesm").args(["set", &storage.id, "--keyring", "FILE"]);
+            vec![write("FILE"), set.display()]
+        }
+    }
 }
 
 /// Looks at a connection's keyring; `None` if it has none, which to Proxmox VE is a cluster without authentication.
