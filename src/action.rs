@@ -4,6 +4,7 @@ use crate::ceph::features::Features;
 use crate::ceph::image::{Locker, Spec};
 use crate::process::Command;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The image to change and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +228,17 @@ impl ActionReport {
     /// The change was made.
     pub fn done(&self) -> bool {
         matches!(self.result, ActionResult::Done { .. })
+    }
+
+    /// How long the change took, where it was made; nothing where nothing was tried; `None` where it was tried and failed.
+    pub fn duration(&self) -> Option<Duration> {
+        match &self.result {
+            ActionResult::Done { duration_ms } => Some(Duration::from_millis(*duration_ms)),
+            ActionResult::Planned | ActionResult::Withheld { .. } | ActionResult::Busy { .. } => {
+                Some(Duration::ZERO)
+            }
+            ActionResult::Failed { .. } => None,
+        }
     }
 
     /// What came back instead: the errno, if one did, and the words. `None` where the change was made.

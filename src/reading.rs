@@ -86,6 +86,11 @@ impl Failure {
         Self { origin: Origin::Outside, what: what.into(), errno: None, message: message.into() }
     }
 
+    /// The other side did not answer in the time that it was given (110 ETIMEDOUT).
+    pub fn is_no_answer(&self) -> bool {
+        self.origin == Origin::Outside && self.errno == Some(nix::libc::ETIMEDOUT)
+    }
+
     /// The same failure, known to be on this side.
     #[must_use]
     pub fn on(mut self, origin: Origin) -> Self {

@@ -2,7 +2,7 @@
 
 mod gather;
 
-pub use gather::{Fleet, Names, gather, gather_fleet, gather_node};
+pub use gather::{Fleet, Names, gather, gather_fleet, gather_node, gather_some};
 
 use crate::action::ActionReport;
 use crate::ceph::caps::Caps;
@@ -15,7 +15,7 @@ use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
-use crate::reading::Reading;
+use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -142,6 +142,32 @@ impl Survey {
     /// What is known of the cluster that a disk lies in.
     pub fn cluster_of(&self, disk: &DiskFacts) -> Option<&Reading<ClusterFacts>> {
         self.clusters.get(self.storages.get(&disk.disk.storage)?.cluster)
+    }
+}
+
+impl Survey {
+    /// The same survey, taken in less time than a cluster is given to answer: what got no answer is not known, and that
+    /// is nobody's fault but ours.
+    #[must_use]
+    pub fn without_blame(mut self) -> Self {
+        let own = |failure: &mut Failure| {
+            if failure.is_no_answer() {
+                failure.origin = Origin::Own;
+                failure.message = "there was not enough time left to wait for an answer".to_owned();
+                failure.errno = None;
+            }
+        };
+        for cluster in &mut self.clusters {
+            if let Reading::Unknown(failure) = cluster {
+                own(failure);
+            }
+        }
+        for disk in &mut self.disks {
+            if let Some(ImageReading::Unknown(failure)) = &mut disk.reading {
+                own(failure);
+            }
+        }
+        self
     }
 }
 

@@ -530,3 +530,96 @@ fn maps_are_tried_again_while_that_may_help() {
     let seen = see_with(&survey, &policy);
     assert_eq!(seen.changes(), [&Change::Map { noshare: true, rxbounce: false }]);
 }
+
+/// A map that was not tried is no failed map: PVE makes its own.
+#[test]
+fn a_map_that_was_withheld_or_busy_stops_nothing() {
+    let mapping = Policy { map: true, ..policy("") };
+    let history = |result: Value| {
+        let mut survey = healthy();
+        let action = &see_with(&survey, &mapping).actions[0];
+        assert!(action.is_map());
+        let mut report = json!({ "action": action });
+        report.as_object_mut().unwrap().extend(result.as_object().unwrap().clone());
+        survey["history"] = json!([report, report, report]);
+        see_with(&survey, &mapping)
+    };
+    for result in ["withheld", "busy"] {
+        let seen =
+            history(json!({ "result": result, "why": "cannot write the journal: Read-only file system" }));
+        assert_eq!(seen.severity("map-failed"), None, "{:?}", seen.findings);
+        assert_eq!(exit_code(&seen.findings) as u8, 0, "{:?}", seen.findings);
+        assert!(seen.actions.is_empty(), "it is not tried for ever");
+    }
+    let failed = history(json!({ "result": "failed", "errno": 5, "message": "exit 5: rbd: map failed" }));
+    assert_eq!(failed.severity("map-failed"), Some(Severity::Blocker));
+    let ours = history(
+        json!({ "result": "failed", "errno": 1, "message": "exit 1: rbd: unrecognised option '--x'" }),
+    );
+    assert_eq!(ours.severity("command-unknown"), Some(Severity::Unknown));
+    assert_eq!(exit_code(&ours.findings) as u8, 1);
+}
+
+/// The rebuilds of a guest's disks share one budget, less what was spent.
+#[test]
+fn rebuilds_share_one_budget() {
+    let mut survey = healthy();
+    survey["disks"] = json!([disk("scsi0", "librbd"), disk("scsi1", "librbd"), disk("scsi2", "librbd")]);
+    for index in 0..3 {
+        let facts = &mut survey["disks"][index]["reading"]["found"];
+        facts["flags"] = json!({ "known": { "object_map_invalid": true, "fast_diff_invalid": true } });
+        facts["objects"] = json!(10_000);
+    }
+    let rebuilt = |survey: &Value, seconds| {
+        let policy = Policy { rebuild_budget: Some(std::time::Duration::from_secs(seconds)), ..policy("") };
+        see_with(survey, &policy)
+            .actions
+            .iter()
+            .map(|action| action.target.spec.image.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rebuilt(&survey, 60).len(), 3);
+    assert_eq!(rebuilt(&survey, 45), ["vm-516-disk-scsi0", "vm-516-disk-scsi1"]);
+    assert_eq!(rebuilt(&survey, 19), [""; 0]);
+    let first = see(&survey).actions[0].clone();
+    survey["history"] = json!([{ "action": first, "result": "done", "duration_ms": 30_000 }]);
+    assert_eq!(rebuilt(&survey, 60).len(), 1, "half of it is spent");
+    survey["history"] = json!([{ "action": first, "result": "failed", "errno": null, "message": "killed" }]);
+    assert_eq!(rebuilt(&survey, 60).len(), 0, "one was cut off; no other is begun");
+}
+
+#[test]
+fn a_look_that_had_no_time_finds_nothing_out() {
+    let mut survey = healthy();
+    let late = json!({ "unknown": { "what": "connect", "errno": 110, "message": "Connection timed out" } });
+    survey["clusters"][0] = late.clone();
+    survey["disks"][0]["reading"] = late;
+    assert_eq!(see(&survey).severity("cluster-unreachable"), Some(Severity::Blocker));
+    let survey: Survey = serde_json::from_value(survey).unwrap();
+    let findings = diagnose(&survey.without_blame(), &policy(""));
+    assert_eq!(verdict(&findings), Verdict::Unknown, "{findings:?}");
+}
+
+/// A process that looks at a disk for a moment is waited for; what stays is a reason.
+#[test]
+fn who_has_a_device_open_for_a_moment_is_waited_for() {
+    let mut survey = healthy();
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [{
+        "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null, "fsid": "f",
+        "client_address": "10.0.0.1:0/1", "client": 4100, "image_id": "1", "options": "name=admin", "size": null,
+        "features": null, "read_only": false, "holders": [] }] });
+    let open = |survey: &mut Value, holders: Value| {
+        survey["node"]["mapping_users"] = json!({ "0": { "holders": { "known": holders }, "guests": {} } });
+        see(survey)
+    };
+    let process = |guest: Value| json!({ "process": { "device": "rbd0", "process": { "pid": 9, "command": "x", "guest": guest } } });
+    let mount = json!({ "mount": { "device": "rbd0p1", "at": "/mnt", "seen_by": null } });
+    let passing = open(&mut survey, json!([process(Value::Null)]));
+    assert_eq!(
+        (passing.severity("mapping-busy"), passing.kind("mapping-busy")),
+        (Some(Severity::Unsafe), Some(RemedyKind::Wait))
+    );
+    for lasting in [json!([process(json!(517))]), json!([mount]), json!([process(Value::Null), mount])] {
+        assert_eq!(open(&mut survey, lasting).kind("mapping-busy"), Some(RemedyKind::Manual));
+    }
+}

@@ -199,7 +199,7 @@ fn what_is_written_is_for_root_alone() {
     node.run(["check", &vmid.to_string(), "--save-survey", survey.to_str().unwrap()]);
     assert_eq!(node.run(["repair", &vmid.to_string(), "--yes"]).code, 0);
     assert_eq!(mode(&survey), 0o600);
-    for directory in ["/var/lib/rbd-preflight", "/run/lock/rbd-preflight"] {
+    for directory in ["/var/lib/rbd-preflight", "/run/rbd-preflight"] {
         assert_eq!(mode(&node.path(directory)), 0o700, "{directory}");
         let files: Vec<_> =
             std::fs::read_dir(node.path(directory)).unwrap().map(|e| e.unwrap().path()).collect();
@@ -210,8 +210,7 @@ fn what_is_written_is_for_root_alone() {
 /// A link in the place of each thing that is written: nothing changes behind it, and without journal or lock no image.
 #[test]
 fn planted_links_are_not_followed() {
-    for place in ["/var/lib/rbd-preflight", "/run/lock/rbd-preflight", "/var/lib/rbd-preflight/journal.jsonl"]
-    {
+    for place in ["/var/lib/rbd-preflight", "/run/rbd-preflight", "/var/lib/rbd-preflight/journal.jsonl"] {
         let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
         let precious = node.path("/precious");
         let directory = !place.ends_with("jsonl");

@@ -16,6 +16,7 @@ use crate::survey::Survey;
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How long to wait for another run that is at the same image.
@@ -92,7 +93,8 @@ impl Hands<'_> {
                 .collect()
         });
         if let Some(mut log) = log {
-            attribute(&log.since().unwrap_or_default(), &mut reports);
+            let mapped = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+            attribute(&log.since().unwrap_or_default(), &mapped.map(|m| m.id).collect(), &mut reports);
         }
         Ok(reports)
     }
@@ -189,14 +191,20 @@ fn await_link(root: &Root, action: &Action) {
     }
 }
 
-/// Gives each failed change of the kernel's what the kernel said meanwhile, less what it said of the other images.
-/// What it says of a disk by number may be another's: the number of a map that failed is not known.
-fn attribute(log: &[LogLine], reports: &mut [ActionReport]) {
+/// Gives each failed change of the kernel's what the kernel said meanwhile, less what it said of other images and of
+/// disks that were mapped before. The number of a map that failed is not known, so a line may still be another's that
+/// was mapped at the same time: whoever reads it compares it with the errno.
+fn attribute(log: &[LogLine], mapped_before: &BTreeSet<u32>, reports: &mut [ActionReport]) {
     let images: Vec<String> = reports.iter().map(|r| r.action.target.spec.image.clone()).collect();
     for report in reports.iter_mut().filter(|r| r.action.is_kernels() && !r.done()) {
         let own = &report.action.target.spec.image;
+        let device = match report.action.change {
+            Change::Unmap { device } => Some(device),
+            _ => None,
+        };
         let others = |line: &&LogLine| match messages::parse(&line.text).map(|line| line.about) {
             Some(About::Image(image)) => image != *own && images.contains(&image),
+            Some(About::Disk(disk)) => Some(disk) != device && mapped_before.contains(&disk),
             _ => false,
         };
         report.kernel_log = log.iter().filter(|line| !others(line)).map(|line| line.text.clone()).collect();
@@ -285,6 +293,31 @@ fn with_duration(result: ActionResult, took: Duration) -> ActionResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::action::Target;
+    use crate::ceph::image::Spec;
+
+    fn failed_with(change: Change) -> ActionReport {
+        let spec = Spec { pool: "rbd".into(), namespace: None, image: "a".into() };
+        let target = Target { storage: "s".into(), fsid: "f".into(), spec, rbd_arguments: vec![] };
+        ActionReport::new(
+            Action { target, change },
+            ActionResult::Failed { errno: Some(110), message: "".into() },
+        )
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_another_guests_disk_is_not_this_maps() {
+        let line = |text: &str| LogLine { sequence: 0, since_boot: Duration::ZERO, text: text.to_owned() };
+        let log = [
+            line("rbd: rbd7: post-acquire action failed: -2"),
+            line("rbd: rbd8: peer will not release lock"),
+        ];
+        let map = failed_with(Change::Map { noshare: false, rxbounce: false });
+        let mut reports = [map, failed_with(Change::Unmap { device: 7 })];
+        attribute(&log, &BTreeSet::from([7]), &mut reports);
+        assert_eq!(reports[0].kernel_log, ["rbd: rbd8: peer will not release lock"]);
+        assert_eq!(reports[1].kernel_log.len(), 2);
+    }
 
     #[test]
     fn progress_is_read_from_what_rbd_writes() {

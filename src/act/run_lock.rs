@@ -1,4 +1,4 @@
-//! Two runs of the tool on one image: one waits. A lock is a `flock` on a file in `/run/lock/rbd-preflight/`, which
+//! Two runs of the tool on one image: one waits. A lock is a `flock` on a file in `/run/rbd-preflight/`, which
 //! the kernel frees when its process ends, however it ends. The files stay; an unlocked one means nothing.
 
 use crate::private_dir::{PrivateDir, lock_within};
@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Where the lock files are.
-pub const DIRECTORY: &str = "/run/lock/rbd-preflight";
+pub const DIRECTORY: &str = "/run/rbd-preflight";
 
 /// A file's name is at most 255 bytes long; a longer one is cut here and ends with a hash of the whole.
 const LONGEST_NAME: usize = 200;

@@ -10,7 +10,7 @@ use crate::ceph::features::Features;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::{list, monitors};
 use crate::pve::connection::Connection;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Origin, Reading};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,8 +75,8 @@ pub fn read_all(
     let listed = listed.map(|(names, pool)| or_late(names, &format!("list the images of {}", pool.0)));
     let listed = listed.collect();
     match ended {
-        Ok(_) => (gathered.finish(connection, specs), listed),
-        Err(failure) => (Reading::Unknown(failure), listed),
+        Ok(ended) => (gathered.finish(connection, specs, ended), listed),
+        Err(failure) => (Reading::Unknown(failure.on(Origin::Own)), listed),
     }
 }
 
@@ -124,7 +124,9 @@ impl Gathered {
         }
     }
 
-    fn finish(self, connection: &Connection, specs: &[Spec]) -> Reading<(ClusterFacts, Vec<ImageReading>)> {
+    /// What was heard; what was not is late, or was never told by a worker that has `ended`: it died of a limit.
+    fn finish(self, connection: &Connection, specs: &[Spec], ended: bool) -> ClusterReading {
+        let late = |what: String| if ended { given_up(what) } else { late(what) };
         let fsid = match self.fsid {
             Some(Ok(fsid)) => fsid,
             Some(Err(failure)) => return Reading::Unknown(failure),
@@ -149,6 +151,15 @@ impl Gathered {
 
 fn late(what: impl Into<String>) -> Failure {
     Failure::errno(what, ETIMEDOUT)
+}
+
+/// A thread ended in the middle of its work, most likely since no further one could be had.
+fn given_up(what: String) -> Failure {
+    Failure::new(
+        what,
+        "given up in the middle by rbd-preflight itself; is there a limit on memory or processes?",
+    )
+    .on(Origin::Own)
 }
 
 fn or_late<T>(reading: Option<Reading<T>>, what: &str) -> Reading<T> {
@@ -279,7 +290,7 @@ mod tests {
         gathered.take(News::Connected(Ok("f".to_owned())));
         gathered.take(News::BlocklistExpiry(Reading::Known(0)));
         gathered.take(News::Image(1, ImageReading::ImageMissing));
-        let reading = gathered.finish(&connection(), &[spec("a"), spec("b")]);
+        let reading = gathered.finish(&connection(), &[spec("a"), spec("b")], false);
         let (cluster, images) = reading.known().unwrap();
         assert_eq!(cluster.blocklist_expire_seconds, Reading::Known(0));
         assert_eq!(cluster.health.failure().unwrap().errno, Some(110));
@@ -289,7 +300,7 @@ mod tests {
 
     #[test]
     fn no_word_at_all_is_a_connection_that_timed_out() {
-        let reading = Gathered::default().finish(&connection(), &[]);
+        let reading = Gathered::default().finish(&connection(), &[], false);
         let expected =
             "connect to Ceph as client.admin, conf /nonexistent/ceph.conf: (110) Connection timed out";
         assert_eq!(reading.failure().unwrap().to_string(), expected);

@@ -11,6 +11,7 @@ use crate::pve::storage;
 use crate::report::GuestReport;
 use crate::report::fleet::Unread;
 use crate::root::Root;
+use crate::settings::Mode;
 use crate::survey::{Fleet, gather_fleet};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,9 +64,14 @@ pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
     let limit = manner.at_most.map_or(limit, |most| limit.min(most));
     let bar = progress_bar(images, manner.quiet);
     let on_image = || bar.inc(1);
-    let fleet = Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image };
     let sessions: Vec<Session> =
         guests.iter().map(|guest| Session::with(root, guest.clone(), &settings)).collect();
+    let off = |vmid: u32, storage: &str| {
+        let session = sessions.iter().find(|session| session.guest.vmid == vmid);
+        session.is_some_and(|session| session.policy.disk(storage).mode == Mode::Off)
+    };
+    let fleet =
+        Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image, off: &off };
     let (surveys, names) = gather_fleet(root, guests, &fleet)?;
     bar.finish_and_clear();
     let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| assess(survey, &session.policy));

@@ -16,7 +16,7 @@ use crate::meant;
 use crate::policy::Scope;
 use crate::report::{GuestReport, plain, text};
 use crate::root::Root;
-use crate::settings::{Mode, OnError};
+use crate::settings::{Mode, OnError, Resolved};
 use crate::verdict::{Verdict, exit_code};
 use anyhow::{Result, anyhow};
 use std::cell::Cell;
@@ -30,6 +30,11 @@ use std::time::{Duration, Instant};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How often a guest is looked at again whose disks could not be read.
 const UNKNOWN_TRIES: u32 = 3;
+/// How long a process that has a disk open may take to go before it is a reason.
+const HOLDER_GRACE: Duration = Duration::from_secs(10);
+/// How long a hook after a stop may take. PVE holds the guest's lock meanwhile, and a start waits 10 s for it
+/// (`PVE::QemuConfig`, `lock_config`).
+const AFTER_STOP: Duration = Duration::from_secs(4);
 /// How long after the deadline a hook that is still busy is ended from outside its work.
 const LAST_GRACE: Duration = Duration::from_secs(2);
 
@@ -136,8 +141,8 @@ fn look(mut session: Session, situation: &Situation, call: &Call) -> Result<Exit
 /// fails a stop, and says nothing where nothing was to be done.
 fn post_stop(mut session: Session, call: &Call) -> Exit {
     session.prepare_after_stop();
-    let limit = session.policy.settings.deadline;
-    watchdog(call, limit + LAST_GRACE, Exit::Ready);
+    let limit = session.policy.settings.deadline.min(AFTER_STOP);
+    watchdog(call, limit + Duration::from_secs(1), Exit::Ready);
     let mut world = RealWorld::new(&session, Some(limit));
     world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
     world.on_action(tell_action);
@@ -164,21 +169,27 @@ fn pre_start(mut session: Session, call: &Call) -> Result<Exit> {
     world.on_action(tell_action);
     let mut pause = PAUSES.0;
     let mut looks = 0;
+    let mut waits: Option<(Waiting, Instant)> = None;
     loop {
         let report = act::repair(&mut world, &session.policy)?;
         looks += 1;
-        let until = match waits_for(&report, looks) {
-            Some(Waiting::Watcher) => begun + settings.watcher_grace.min(settings.deadline),
-            Some(Waiting::Answer) => begun + settings.deadline,
-            None => return Ok(conclude(&report, begun.elapsed(), settings.on_error)),
+        let Some(waiting) = waits_for(&report, looks) else {
+            return Ok(conclude(&report, begun.elapsed(), settings.on_error));
         };
+        // Each cause has its own time, from when it was first seen: a rebuild before may have taken long.
+        let since = match waits {
+            Some((same, since)) if same == waiting => since,
+            _ => Instant::now(),
+        };
+        let until = (since + waiting.patience(settings)).min(begun + settings.deadline);
         if Instant::now() + pause >= until {
             return Ok(conclude(&report, begun.elapsed(), settings.on_error));
         }
-        if looks == 1 {
+        if waits.is_none_or(|(same, _)| same != waiting) {
             tell_stoppers(&report);
-            say(&format!("looking again until {} s have passed", (until - begun).as_secs()));
+            say(&format!("looking again for up to {} s", (until - Instant::now()).as_secs()));
         }
+        waits = Some((waiting, since));
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSES.1);
     }
@@ -192,11 +203,29 @@ fn tell_action(report: &ActionReport) {
 }
 
 /// What time may mend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiting {
+    /// A process that has a disk open for a moment.
+    Holder,
     /// A client that may have crashed is forgotten by Ceph within half a minute.
     Watcher,
     /// A cluster, or an image, that did not answer may do so later.
     Answer,
+    /// Something that could not be read may be readable in a moment.
+    Reading,
+}
+
+impl Waiting {
+    /// How long it is waited for.
+    fn patience(self, settings: &Resolved) -> Duration {
+        match self {
+            Self::Holder => HOLDER_GRACE,
+            Self::Watcher => settings.watcher_grace,
+            Self::Answer => settings.deadline,
+            // Two more looks, with their pauses.
+            Self::Reading => PAUSES.0 * 4 + settings.connect_timeout * UNKNOWN_TRIES,
+        }
+    }
 }
 
 fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
@@ -206,10 +235,16 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
     let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
     match report.verdict() {
         Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
-            let silent = stoppers.iter().any(|finding| finding.code == Code::ClusterUnreachable);
-            Some(if silent { Waiting::Answer } else { Waiting::Watcher })
+            let any = |code| stoppers.iter().any(|finding| finding.code == code);
+            Some(if any(Code::ClusterUnreachable) {
+                Waiting::Answer
+            } else if stoppers.iter().all(|finding| finding.code == Code::MappingBusy) {
+                Waiting::Holder
+            } else {
+                Waiting::Watcher
+            })
         }
-        Verdict::Unknown if looks < UNKNOWN_TRIES && !unknown().all(is_of_ours) => Some(Waiting::Answer),
+        Verdict::Unknown if looks < UNKNOWN_TRIES && !unknown().all(is_of_ours) => Some(Waiting::Reading),
         _ => None,
     }
 }

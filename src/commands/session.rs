@@ -11,10 +11,13 @@ use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
 use crate::root::Root;
-use crate::settings::Settings;
-use crate::survey::{Survey, gather, gather_node};
+use crate::settings::{Mode, Settings};
+use crate::survey::{Survey, gather_node, gather_some};
 use anyhow::{Context, Result};
 use std::time::Duration;
+
+/// How long rebuilding object maps may take after a stop, where PVE holds the guest's lock.
+const REBUILDS_AFTER_STOP: Duration = Duration::from_secs(2);
 
 /// One guest, with the settings that hold for it.
 pub struct Session {
@@ -59,7 +62,7 @@ impl Session {
 
     /// The guest has stopped: nothing may take long, and what the next pre-start reaches is left to it.
     pub fn prepare_after_stop(&mut self) {
-        self.policy.rebuild_budget = Some(self.policy.settings.rebuild_deadline);
+        self.policy.rebuild_budget = Some(self.policy.settings.rebuild_deadline.min(REBUILDS_AFTER_STOP));
         self.policy.scope = Scope::AfterStop;
     }
 
@@ -79,8 +82,12 @@ impl Session {
     }
 
     fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
-        let limit = limit.min(self.policy.settings.connect_timeout);
-        gather(&self.root, self.guest.vmid, only, limit).map(|survey| self.with_load_failure(survey))
+        let usual = self.policy.settings.connect_timeout;
+        let off = |storage: &str| self.policy.disk(storage).mode == Mode::Off;
+        let survey = gather_some(&self.root, self.guest.vmid, only, limit.min(usual), &off)?;
+        let survey = self.with_load_failure(survey);
+        // Who had less time than the settings give has not found out that nobody answers.
+        Ok(if limit < usual { survey.without_blame() } else { survey })
     }
 
     fn with_load_failure(&self, mut survey: Survey) -> Survey {

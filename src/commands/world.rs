@@ -6,6 +6,7 @@ use crate::act::rule::{Mend, Rule};
 use crate::action::{Action, ActionReport};
 use crate::clock::{self, now};
 use crate::commands::session::Session;
+use crate::diagnose::budget;
 use crate::diagnose::finding::Finding;
 use crate::journal::RunId;
 use crate::process::System;
@@ -22,6 +23,9 @@ const BEFORE_MAPS: Duration = Duration::from_secs(2);
 /// How old it may be after maps that all succeeded. Asking takes as long as mapping, and tells nothing new.
 const AFTER_MAPS: Duration = Duration::from_secs(30);
 
+/// What is kept of the time for the last look, after which nothing is changed any more; a quarter where there is little.
+const LAST_LOOK: Duration = Duration::from_secs(12);
+
 /// A look at the guest and all its images, and when it was over.
 struct Seen {
     at: Instant,
@@ -35,6 +39,9 @@ pub struct RealWorld<'a> {
     session: &'a Session,
     rule: Box<dyn Rule + 'a>,
     run: RunId,
+    /// When the run is over.
+    end: Option<Instant>,
+    /// When the last change is to be over.
     deadline: Option<Instant>,
     /// The last look, while no image was changed since.
     seen: Option<Seen>,
@@ -43,13 +50,15 @@ pub struct RealWorld<'a> {
 }
 
 impl<'a> RealWorld<'a> {
-    /// A run that begins no change after `limit`.
+    /// A run that is over after `limit`, and has ended its last change in time for a last look.
     pub fn new(session: &'a Session, limit: Option<Duration>) -> Self {
+        let begun = Instant::now();
         Self {
             session,
             rule: Box::new(Mend(&session.policy)),
             run: RunId::new(now(), std::process::id()),
-            deadline: limit.map(|limit| Instant::now() + limit),
+            end: limit.map(|limit| begun + limit),
+            deadline: limit.map(|limit| begun + limit - LAST_LOOK.min(limit / 4)),
             seen: None,
             on_action: Box::new(|_| ()),
             on_finding: Box::new(|_| ()),
@@ -102,7 +111,7 @@ impl World for RealWorld<'_> {
                 return Ok(survey);
             }
         }
-        let survey = self.session.observe(self.left(self.session.policy.settings.check_deadline))?;
+        let survey = self.session.observe(left(self.end, self.session.policy.settings.check_deadline))?;
         self.seen = Some(Seen { at: Instant::now(), survey: survey.clone(), only_mapped: false });
         Ok(survey)
     }
@@ -111,6 +120,9 @@ impl World for RealWorld<'_> {
         let settings = &self.session.policy.settings;
         let long = batch.iter().any(Action::may_take_long);
         let limit = if long { crate::act::REBUILD_LIMIT } else { settings.command_timeout };
+        // What was to fit into a budget ends with it.
+        let budget = || budget::left_after(history, &self.session.policy);
+        let limit = if long { budget().map_or(limit, |budget| budget.min(limit)) } else { limit };
         let hands = Hands {
             root: &self.session.root,
             vmid: self.session.guest.vmid,

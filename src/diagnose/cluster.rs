@@ -21,23 +21,27 @@ const NO_ANSWER: [Errno; 5] =
 
 /// Findings about each cluster that the guest's disks lie in.
 pub fn findings(survey: &Survey) -> Vec<Finding> {
-    let each = survey.clusters.iter().enumerate();
-    each.flat_map(|(index, cluster)| match cluster {
-        Reading::Known(facts) => answers(facts, lock_to_break(survey, index)),
-        Reading::Unknown(failure) => {
-            vec![
-                keys::unread(survey, index, failure)
-                    .unwrap_or_else(|| silent(failure, &storages_of(survey, index))),
-            ]
-        }
+    let each = survey
+        .clusters
+        .iter()
+        .enumerate()
+        .map(|(index, cluster)| (index, cluster, storages_of(survey, index)));
+    let used = each.filter(|(_, _, storages)| !storages.is_empty());
+    used.flat_map(|(index, cluster, storages)| {
+        let findings = match cluster {
+            Reading::Known(facts) => answers(facts, lock_to_break(survey, index)),
+            Reading::Unknown(failure) => {
+                let keyring = keys::unread(survey, index, failure);
+                vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
+            }
+        };
+        findings.into_iter().map(move |finding| Finding { storages: storages.clone(), ..finding })
     })
     .collect()
 }
 
-fn storages_of(survey: &Survey, cluster: usize) -> String {
-    let ids: Vec<&str> =
-        survey.storages.values().filter(|s| s.cluster == cluster).map(|s| s.section.id.as_str()).collect();
-    ids.join(", ")
+fn storages_of(survey: &Survey, cluster: usize) -> Vec<String> {
+    survey.storages.values().filter(|s| s.cluster == cluster).map(|s| s.section.id.clone()).collect()
 }
 
 /// Why a cluster could not be asked. Only what the cluster or the network is known to answer is told of them.

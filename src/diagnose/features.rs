@@ -12,9 +12,6 @@ use crate::reading::Reading;
 const OWN_CODES: Features =
     Features(Features::MIGRATING.0 | Features::NON_PRIMARY.0 | Features::JOURNALING.0);
 
-/// Objects that a rebuild looks at in a second, reckoned low: a loaded cluster of hard disks still does that.
-const REBUILD_RATE: u64 = 500;
-
 /// Findings about the image's features and flags.
 pub fn findings(image: &Image) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -114,7 +111,7 @@ fn missing(image: &Image) -> Option<Finding> {
     }
     let finding = Finding::new(Code::LockFeaturesMissing, format!("missing: {missing}"));
     let mut changes = vec![Change::EnableFeatures { features: missing }];
-    if missing.contains(Features::OBJECT_MAP) && fits(image) {
+    if missing.contains(Features::OBJECT_MAP) {
         changes.extend(rebuilds(image, |_| true));
     }
     Some(image.mend(finding, image.settings.change.features, changes))
@@ -135,11 +132,7 @@ fn invalid_map(image: &Image) -> Option<Finding> {
     });
     let detail = format!("flagged invalid: {}", names.collect::<Vec<_>>().join(", "));
     let finding = Finding::new(Code::ObjectMapInvalid, detail);
-    let mut finding = image.mend(finding, image.settings.change.object_map, changes);
-    if !fits(image) {
-        finding.remedy.withhold("it would take too long before a start (`rebuild_deadline`)".to_owned());
-    }
-    Some(finding)
+    Some(image.mend(finding, image.settings.change.object_map, changes))
 }
 
 /// The operator's own remedy in the incident, in a valid order and with everything back afterwards: what can be
@@ -175,14 +168,6 @@ fn can_come_back(image: &Image) -> Features {
     }
     let supported = image.kernel().supported.known().copied().unwrap_or(all);
     (all & supported) - pve_target(image.kernel().version).disable
-}
-
-/// Whether the object maps of the image and its snapshots can be rebuilt in the time there is: a rebuild that is cut
-/// off leaves a lock and a watch behind, for which the start then has to wait.
-fn fits(image: &Image) -> bool {
-    let maps = 1 + image.facts.snapshots.known().map_or(0, |snapshots| snapshots.len() as u64);
-    let seconds = image.facts.objects.saturating_mul(maps) / REBUILD_RATE;
-    image.rebuild_budget.is_none_or(|budget| !budget.is_zero() && seconds <= budget.as_secs())
 }
 
 /// `IMAGE@SNAPSHOT` means this snapshot and nothing else. librbd lets any name be given to one, and `rbd` takes

@@ -49,6 +49,9 @@ pub struct Finding {
     pub disk: Option<String>,
     /// The image, if it is about one.
     pub image: Option<String>,
+    /// The storages that it is about, if it is about a cluster.
+    #[serde(skip)]
+    pub storages: Vec<String>,
     /// One sentence.
     pub summary: String,
     /// What was seen.
@@ -80,6 +83,7 @@ impl Finding {
             severity: code.severity(),
             disk: None,
             image: None,
+            storages: Vec::new(),
             summary: code.summary().to_owned(),
             detail: detail.into(),
             remedy: Remedy {

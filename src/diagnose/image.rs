@@ -15,7 +15,6 @@ use crate::reading::Reading;
 use crate::settings::DiskSettings;
 use crate::survey::{DiskFacts, StorageFacts, Survey};
 use nix::errno::Errno;
-use std::time::Duration;
 
 /// An image that was read, with all that decides about it.
 pub struct Image<'a> {
@@ -33,8 +32,6 @@ pub struct Image<'a> {
     pub scope: Scope,
     /// Its features are to be taken off and put back.
     pub reset: bool,
-    /// How long rebuilding its object maps may take; `None` is as long as it takes.
-    pub rebuild_budget: Option<Duration>,
     /// Where this node's kernel has it mapped.
     pub mapped: Reading<Vec<Mapping>>,
     /// Why nothing may be changed on it; `None` if it may.
@@ -71,7 +68,6 @@ impl<'a> Image<'a> {
             forbidden,
             guest_forbidden,
             target,
-            rebuild_budget: policy.rebuild_budget,
             scope: policy.scope,
             reset: policy.reset,
         })
@@ -220,6 +216,8 @@ fn tries(action: &Action, errno: Option<i32>) -> usize {
     let known = errno.map(Errno::from_raw);
     match (&action.change, known) {
         (Change::Map { .. }, None | Some(Errno::ETIMEDOUT | Errno::EIO)) => 3,
+        // udev, or who else looks at a disk for a moment.
+        (Change::Unmap { .. }, Some(Errno::EBUSY)) => 3,
         (_, Some(Errno::EINVAL | Errno::ETIMEDOUT)) => 2,
         _ => 1,
     }
@@ -250,7 +248,7 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
         Some(ImageReading::Unknown(_)) if survey.cluster_of(disk).is_none_or(|c| c.known().is_none()) => {
             return Vec::new();
         }
-        Some(ImageReading::Unknown(failure)) if failure.errno == Some(Errno::ETIMEDOUT as i32) => {
+        Some(ImageReading::Unknown(failure)) if failure.is_no_answer() => {
             Finding::new(Code::ClusterUnreachable, failure.to_string())
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }

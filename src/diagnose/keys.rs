@@ -16,8 +16,9 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     for storage in survey.storages.values() {
         let disks: Vec<&DiskFacts> = disks_on(survey, storage).collect();
         if !disks.is_empty() {
-            findings.extend(refused(storage));
-            findings.extend(unsupported(survey, storage, &disks));
+            let found = [refused(storage), unsupported(survey, storage, &disks)].into_iter().flatten();
+            let of_storage = |finding| Finding { storages: vec![storage.section.id.clone()], ..finding };
+            findings.extend(found.map(of_storage));
         }
     }
     findings

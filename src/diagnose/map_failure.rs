@@ -1,6 +1,6 @@
 //! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
 
-use crate::action::{ActionReport, Change};
+use crate::action::{ActionReport, ActionResult, Change};
 use crate::ceph::features::Features;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -51,13 +51,18 @@ pub fn client_is_dead(image: &Image) -> bool {
 
 fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
     let maps = image.recent().into_iter().filter(|r| r.action.is_map());
-    maps.rev().find(|report| report.failure().is_some())
+    // What was withheld, or left to another run, was never tried: PVE tries it.
+    maps.rev().find(|report| matches!(report.result, ActionResult::Failed { .. }))
 }
 
-/// The true cause, from what the kernel said, what `rbd` said, and the errno (`drivers/block/rbd.c`), in this order.
+/// The true cause, from what the kernel said, what `rbd` said, and the errno (`drivers/block/rbd.c`), in this order. The
+/// kernel's log is the whole node's: a line that makes a map end with another errno is about another disk.
 fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) -> Code {
     use KernelMessage as M;
-    let told = said.iter().rev().find_map(|message| match message {
+    let fits = |message: &&KernelMessage| {
+        message.map_errno().is_none_or(|expected| errno.is_none_or(|errno| errno as i32 == expected))
+    };
+    let told = said.iter().rev().filter(fits).find_map(|message| match message {
         M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
         M::PostAcquireFailed { .. } | M::ObjectMapSizeMismatch => Some(Code::ObjectMapBroken),
         M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => Some(Code::LockExternal),
@@ -71,11 +76,13 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) ->
         M::ParentChainTooLong => Some(Code::ParentChainTooDeep),
         M::NoOwnerAnswers => Some(Code::LockDying),
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
+        M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
         M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
         _ => None,
     });
     let by_rbd = word.map(|word| match word {
         RbdWord::SecretNotAdded => Code::MapFailed,
+        RbdWord::KeyTypeUnknown => Code::KeyTypeUnsupported,
         RbdWord::NoMonitorAddress => Code::MsModeMismatch,
         RbdWord::OptionUnknown => Code::CommandUnknown,
     });
@@ -117,8 +124,12 @@ mod tests {
             (6, "rbd: image a: image uses unsupported features: 0x40", Code::FeaturesUnsupported),
             (6, "rbd: image a: image uses unsupported features: 0x200", Code::ImageMigrating),
             (110, "rbd: rbd0: no lock owners detected", Code::LockDying),
+            (110, "rbd: rbd0: post-acquire action failed: -2", Code::ClusterUnreachable),
+            (110, "rbd: rbd7: failed to blocklist client4127: -13", Code::ClusterUnreachable),
+            (108, "rbd: rbd7: locked by external mechanism, tag x", Code::NodeClientBlocklisted),
             (110, "", Code::ClusterUnreachable),
             (110, "libceph: mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol", Code::MsModeMismatch),
+            (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
             (5, "", Code::MapFailed),
         ] {
             assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None), code, "{errno} {text}");
@@ -128,12 +139,14 @@ mod tests {
     #[test]
     fn rbds_words_come_before_the_errno_and_after_the_kernels() {
         let locked = KernelMessage::IncompatibleLockType;
-        for (said, word, code) in [
-            (vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
-            (vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
-            (vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
+        for (errno, said, word, code) in [
+            (Errno::ENOENT, vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
+            (Errno::EPERM, vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
+            (Errno::ENOMEM, vec![], RbdWord::KeyTypeUnknown, Code::KeyTypeUnsupported),
+            (Errno::ENOMEM, vec![], RbdWord::SecretNotAdded, Code::MapFailed),
+            (Errno::EBUSY, vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
         ] {
-            assert_eq!(cause(Some(Errno::ENOENT), &said, Some(word)), code);
+            assert_eq!(cause(Some(errno), &said, Some(word)), code);
         }
     }
 }

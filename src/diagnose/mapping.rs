@@ -191,8 +191,20 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
             finding
         }
     };
+    if finding.code == Code::MappingBusy && passes(image.survey, mapping) {
+        finding.remedy.kind = RemedyKind::Wait;
+    }
     finding.remedy.commands.push(command);
     finding
+}
+
+/// Whoever has the device open may be gone in a moment.
+fn passes(survey: &Survey, mapping: &Mapping) -> bool {
+    let holders = survey.node.mapping_users.get(&mapping.id).and_then(|users| users.holders.known());
+    holders.is_some_and(|holders| {
+        let lasting = |holder: &&Holder| !matches!(holder, Holder::Block { .. });
+        holders.iter().filter(lasting).all(Holder::may_pass)
+    })
 }
 
 /// What has the device open while the guest does not run. A volume group that the node has activated is a nuisance;

@@ -1,5 +1,6 @@
 //! What is wrong with what was seen. Pure: no clock, no file, no socket.
 
+pub mod budget;
 pub mod code;
 pub mod finding;
 pub mod gate;
@@ -18,13 +19,16 @@ mod rbd_words;
 
 use crate::policy::Policy;
 use crate::reading::Reading;
+use crate::settings::Mode;
 use crate::survey::{DiskFacts, Survey};
 use code::Severity;
 use finding::{Finding, RemedyKind};
 use image::Image;
+use std::borrow::Cow;
 
 /// Everything there is to say of a survey, the gravest first, then in the order of the guest's disks.
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
+    let survey = &*looked_at(survey, policy);
     let mut findings = guest::findings(survey);
     findings.extend(keys::findings(survey));
     findings.extend(cluster::findings(survey));
@@ -33,13 +37,12 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
         findings.extend(of_disk(survey, policy, disk));
     }
     for finding in &mut findings {
-        let disk = survey.disks.iter().find(|d| Some(&d.disk.key) == finding.disk.as_ref());
-        let ignored = policy.ignored(disk.map(|d| d.disk.storage.as_str()));
-        if finding.severity > Severity::Warning && ignored.contains(&finding.code) {
+        if finding.severity > Severity::Warning && is_ignored(survey, policy, finding) {
             finding.severity = Severity::Warning;
             finding.ignored = true;
         }
     }
+    budget::share_out(&mut findings, survey, policy);
     if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
         // A guest that will not start needs no disk mapped.
         let maps = findings.iter_mut().filter(|finding| finding.code == code::Code::NotMapped);
@@ -47,6 +50,35 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
+}
+
+/// The survey without what lies on storages that are `off`: nothing is done there, not even told.
+fn looked_at<'a>(survey: &'a Survey, policy: &Policy) -> Cow<'a, Survey> {
+    let off = |storage: &str| policy.disk(storage).mode == Mode::Off;
+    let named = survey.disks.iter().map(|disk| &disk.disk.storage);
+    let refused = survey.guest.refusals.iter().map(|refusal| &refusal.storage);
+    if !named.chain(refused).any(|storage| off(storage)) {
+        return Cow::Borrowed(survey);
+    }
+    let mut survey = survey.clone();
+    survey.disks.retain(|disk| !off(&disk.disk.storage));
+    survey.storages.retain(|storage, _| !off(storage));
+    survey.guest.refusals.retain(|refusal| !off(&refusal.storage));
+    Cow::Owned(survey)
+}
+
+/// The settings say that a finding shall not stop the guest: those of its disk's storage, of every storage of its
+/// cluster, or, where it is about neither, of the guest.
+fn is_ignored(survey: &Survey, policy: &Policy, finding: &Finding) -> bool {
+    let by = |storage: Option<&str>| policy.ignored(storage).contains(&finding.code);
+    let disk = survey.disks.iter().find(|disk| Some(&disk.disk.key) == finding.disk.as_ref());
+    match disk {
+        Some(disk) => by(Some(&disk.disk.storage)),
+        None => {
+            by(None)
+                || !finding.storages.is_empty() && finding.storages.iter().all(|storage| by(Some(storage)))
+        }
+    }
 }
 
 /// Why nothing may be done to this node's leftovers; `None` if it may.

@@ -91,6 +91,12 @@ impl fmt::Display for Holder {
 }
 
 impl Holder {
+    /// It may be gone in a moment: a process that is no guest's has the device open (`blkid`, `lsblk`, `pvscan`,
+    /// `qemu-img`). What is mounted, swapped to, built upon or a guest's stays.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Process { process: Process { guest: None, .. }, .. })
+    }
+
     /// What it uses, or is: a device's name in sysfs.
     pub fn device(&self) -> &str {
         match self {
@@ -392,11 +398,21 @@ impl Scan<'_> {
         }
         if !seen.is_empty() {
             let process = process(pid, directory);
+            if is_udev(&process) {
+                return Ok(());
+            }
             let holder = |device| Holder::Process { device, process: process.clone() };
             self.found.extend(seen.into_iter().map(holder));
         }
         Ok(())
     }
+}
+
+/// udev's workers open every disk, and hold it as a whole while they look at its partitions: after each map, and after
+/// each time that somebody has written to it. They write nothing and are gone in a moment (systemd `udev-event.c`,
+/// `udev-worker.c`; the name is that of `worker_spawn`).
+fn is_udev(process: &Process) -> bool {
+    ["(udev-worker)", "systemd-udevd", "udevd"].contains(&process.command.as_str())
 }
 
 /// The device that is mounted, and where.
@@ -670,6 +686,16 @@ mod tests {
         tree.process(60, "cat", "mnt:[1]");
         tree.link("/proc/60/fd/3", "/dev/zero");
         assert_eq!(tree.told(1), ["process 60 (cat)"]);
+    }
+
+    #[test]
+    fn udevs_workers_hold_nothing() {
+        let tree = Tree::new();
+        for (pid, command) in [(73, "(udev-worker)"), (74, "systemd-udevd"), (75, "blkid")] {
+            tree.process(pid, command, "mnt:[1]");
+            tree.link(&format!("/proc/{pid}/fd/3"), "/dev/rbd1");
+        }
+        assert_eq!(tree.told(1), ["process 75 (blkid)"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! spellings of 4.9 to 7.2. Every errno here is positive.
 
 use crate::ceph::features::Features;
+use nix::libc::{EBUSY, EINVAL, ENOENT, ENXIO, EROFS, ETIMEDOUT};
 use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -254,6 +255,31 @@ pub enum KernelMessage {
         /// Its number.
         osd: u32,
     },
+}
+
+impl KernelMessage {
+    /// What the map ends with that this line is the reason for; `None` where the line is the reason for none.
+    pub fn map_errno(&self) -> Option<i32> {
+        Some(match self {
+            M::UnsupportedFeatures { .. } | M::HeaderInvalid => ENXIO,
+            M::PoolMissing { .. } | M::ImageMissing { .. } | M::SnapshotMissing { .. } => ENOENT,
+            M::ParentChainTooLong
+            | M::ExclusiveLockNotEnabled
+            | M::ObjectMapSizeMismatch
+            | M::UnknownOption { .. }
+            | M::SecretTooBig { .. } => EINVAL,
+            M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => EBUSY,
+            M::PeerKeepsLock => EROFS,
+            M::NoOwnerAnswers | M::OldProtocol { .. } | M::ModeNotAllowed { .. } => ETIMEDOUT,
+            M::BlocklistFailed { errno, .. }
+            | M::PostAcquireFailed { errno }
+            | M::LockFailed { errno }
+            | M::AcquireFailed { errno }
+            | M::BreakFailed { errno }
+            | M::AuthFailed { errno } => *errno,
+            _ => return None,
+        })
+    }
 }
 
 /// A message's pattern, and what it becomes; the pattern has to match all that follows the subject.

@@ -27,9 +27,29 @@ use std::time::Duration;
 /// Looks at a guest: all its images, or only one. Nothing is asked of Ceph for longer than `limit`; what was not
 /// answered by then is unknown.
 pub fn gather(root: &Root, vmid: u32, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
+    gather_some(root, vmid, only, limit, &|_| false)
+}
+
+/// The same, without the disks on storages that are `off`: those are not looked at.
+pub fn gather_some(
+    root: &Root,
+    vmid: u32,
+    only: Option<&Spec>,
+    limit: Duration,
+    off: &(dyn Fn(&str) -> bool + Sync),
+) -> Result<Survey> {
     let (guest, config) = load(root, vmid)?;
     let index = if only.is_none() { Index::read(root, &config)? } else { Index::default() };
-    let look = Look { root, config: &config, index: &index, only, orphans: false, limit, on_image: &|| () };
+    let look = Look {
+        root,
+        config: &config,
+        index: &index,
+        only,
+        off: &|_, storage| off(storage),
+        orphans: false,
+        limit,
+        on_image: &|| (),
+    };
     let (mut surveys, _) = look.at(vec![guest])?;
     surveys.pop().context("no guest was looked at; this is a fault of rbd-preflight")
 }
@@ -63,6 +83,8 @@ pub struct Fleet<'a> {
     pub limit: Duration,
     /// Called for each image that was read.
     pub on_image: &'a (dyn Fn() + Sync),
+    /// Whether a guest's disks on a storage are not to be looked at.
+    pub off: &'a (dyn Fn(u32, &str) -> bool + Sync),
 }
 
 /// The names of the images in each pool and namespace; once per cluster and user that reaches it.
@@ -71,8 +93,8 @@ pub type Names = Vec<(PoolName, Reading<Vec<String>>)>;
 /// Looks at many guests over one connection to each cluster; an image that several of them name is read once. The
 /// surveys come in the order of the guests.
 pub fn gather_fleet(root: &Root, guests: Vec<Guest>, fleet: &Fleet<'_>) -> Result<(Vec<Survey>, Names)> {
-    let Fleet { config, index, list, limit, on_image } = *fleet;
-    Look { root, config, index, only: None, orphans: list, limit, on_image }.at(guests)
+    let Fleet { config, index, list, limit, on_image, off } = *fleet;
+    Look { root, config, index, only: None, off, orphans: list, limit, on_image }.at(guests)
 }
 
 /// What to look at, and for how long.
@@ -81,6 +103,7 @@ struct Look<'a> {
     config: &'a StorageConfig,
     index: &'a Index,
     only: Option<&'a Spec>,
+    off: &'a (dyn Fn(u32, &str) -> bool + Sync),
     orphans: bool,
     limit: Duration,
     on_image: &'a (dyn Fn() + Sync),
@@ -126,7 +149,10 @@ impl Look<'_> {
 
     /// The guest's disks that are wanted, not yet read.
     fn disks(&self, guest: &Guest) -> Vec<DiskFacts> {
-        let wanted = |disk: &&Disk| self.only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec));
+        let wanted = |disk: &&Disk| {
+            self.only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec))
+                && !(self.off)(guest.vmid, &disk.storage)
+        };
         let sharers = |disk: &Disk| {
             let naming =
                 Spec::of(disk).map(|spec| self.index.naming(&spec).map(|g| g.vmid).collect::<Vec<_>>());
