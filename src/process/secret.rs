@@ -18,8 +18,8 @@ static SECRETS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
         r"(error setting modifier for \[[^\]\n]*\] ).*",
         r"(\bval *= *).*",
         r#"(\b(?:key|secret)["']?\s*[:=]\s*["']?)[^\s,;"'|]+"#,
-        // Whatever stands before it: type (le16, below 4) and time of creation, in base64, and at least half of what follows.
-        r"()\bA[AQgw][A-D][A-Za-z0-9+/]{17,}={0,2}",
+        // Whatever stands before it: in base64 its type (le16, 1 to 3), and all that follows, if that is half a key or more.
+        r"()A[Qgw][A-D][A-Za-z0-9+/]{17,}={0,2}",
     ]
     .iter()
     .filter_map(|pattern| Regex::new(pattern).ok())

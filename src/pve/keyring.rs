@@ -43,7 +43,7 @@ pub fn installed_check(root: &Root) -> Check {
 
 /// The pattern that a keyring of an rbd storage has to match, from the module's text. Perl's pattern means the same here as long as it
 /// keeps to what both know; one that does not is none that is understood.
-fn pattern(module: &str) -> Option<Regex> {
+pub fn pattern(module: &str) -> Option<Regex> {
     let (_, check) = module.split_once("ceph_check_keyfile = sub")?;
     let (_, of_rbd) = check.split_once("'rbd'")?;
     let (_, test) = of_rbd.split_once("$content !~ /")?;
