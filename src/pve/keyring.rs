@@ -11,7 +11,7 @@ use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
-use regex::{Regex, RegexBuilder};
+use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -59,7 +59,8 @@ pub fn pattern(module: &str) -> Option<Regex> {
     if has_variables(pattern) {
         return None;
     }
-    RegexBuilder::new(pattern).multi_line(flags == "m").build().ok()
+    // PVE reads the file as bytes.
+    RegexBuilder::new(pattern).multi_line(flags == "m").unicode(false).build().ok()
 }
 
 /// Perl puts the values of variables into a pattern, which stands as it is here.
@@ -123,7 +124,7 @@ pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
 
 /// Perl takes a text that is empty or `0` for none.
 fn accepts(check: &Regex, text: &[u8]) -> bool {
-    !text.is_empty() && text != b"0" && check.is_match(&String::from_utf8_lossy(text))
+    !text.is_empty() && text != b"0" && check.is_match(text)
 }
 
 fn failure(what: String, error: &std::io::Error) -> Failure {
@@ -162,6 +163,7 @@ mod tests {
             ("[client.admin]\n# mine\n\tkey = AQ==\n", false, false),
             ("[client.admin]\n\tkey = AQ== # mine\n", false, false),
             ("[client.a]\n\tcaps mon = x\n\tkey = AQ==\n[client.b]\nkey = AQ==\n", true, true),
+            ("[client.a]\n\u{a0}key = AQ==\n", false, false),
             ("AQ==\n", false, false),
             ("", false, false),
         ] {
