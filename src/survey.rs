@@ -13,6 +13,7 @@ use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping};
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
+use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,9 @@ pub struct StorageFacts {
     /// What its user may do; only looked for where a lock is to be broken.
     #[serde(default)]
     pub caps: Option<Reading<Caps>>,
+    /// What is known of its keyring, of whose content nothing but the key's type is kept; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<KeyringFacts>,
 }
 
 /// A disk and what Ceph says of its image.

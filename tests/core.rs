@@ -623,3 +623,158 @@ fn who_has_a_device_open_for_a_moment_is_waited_for() {
         assert_eq!(open(&mut survey, lasting).kind("mapping-busy"), Some(RemedyKind::Manual));
     }
 }
+
+/// The healthy guest, whose storage's user has a key of type aes256k.
+fn with_newer_key() -> Value {
+    let mut survey = healthy();
+    survey["storages"]["ceph"]["keyring"] = json!({
+        "content": { "known": { "key": "aes256k", "newer": 2 } }, "accepted": { "known": true }
+    });
+    survey
+}
+
+/// A mapping of the first disk's image by this node's kernel.
+fn mapped_here() -> Value {
+    json!({ "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null, "fsid": "f",
+            "client_address": "10.0.0.1:0/5", "client": 5, "image_id": "1" })
+}
+
+/// The one finding about a key, its severity and what `check` exits with.
+fn key_finding(survey: &Value) -> Option<(String, Severity, u8)> {
+    let seen = see(survey);
+    let about = |finding: &&Finding| finding.code.name().starts_with("key");
+    let found: Vec<&Finding> = seen.findings.iter().filter(about).collect();
+    assert!(found.len() < 2, "{found:?}");
+    found.first().map(|f| (f.code.name().to_owned(), f.severity, exit_code(&seen.findings) as u8))
+}
+
+#[test]
+fn a_kernel_that_cannot_use_the_key_is_told_by_how_sure_that_is() {
+    let unknown = json!({ "unknown": { "what": "ask the kernel", "message": "libceph is not loaded" } });
+    let unsupported = |severity, exit| Some(("key-type-unsupported".to_owned(), severity, exit));
+    for (takes, version, mapped, expected) in [
+        (json!({ "known": false }), [6, 12], false, unsupported(Severity::Blocker, 3)),
+        (json!({ "known": false }), [7, 0], false, unsupported(Severity::Blocker, 3)),
+        (json!({ "known": false }), [6, 12], true, unsupported(Severity::Warning, 0)),
+        (json!({ "known": true }), [6, 12], false, None),
+        (unknown.clone(), [6, 19], false, unsupported(Severity::Unknown, 1)),
+        (unknown.clone(), [6, 19], true, unsupported(Severity::Warning, 0)),
+        (unknown.clone(), [7, 0], false, None),
+        (unknown.clone(), [0, 0], false, None),
+    ] {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = takes.clone();
+        survey["node"]["kernel"]["version"] = json!(version);
+        if mapped {
+            survey["node"]["kernel"]["mappings"] = json!({ "known": [mapped_here()] });
+            survey["disks"][0]["linked_device"] = json!("rbd0");
+        }
+        assert_eq!(key_finding(&survey), expected, "{takes} {version:?} mapped: {mapped}");
+    }
+}
+
+#[test]
+fn a_kernel_that_no_disk_of_the_storage_needs_may_refuse_the_key() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["disks"] = json!([disk("scsi0", "librbd")]);
+    assert_eq!(key_finding(&survey), None);
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["storages"]["ceph"]["keyring"]["content"]["known"] = json!({ "key": "aes" });
+    assert_eq!(key_finding(&survey), None);
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["disks"][0]["pve_drops"] = json!({ "why": "bad value", "unknown_option": false });
+    assert_eq!(key_finding(&survey), None, "PVE does not see the disk");
+}
+
+/// The setting helps QEMU's disks only, and nothing is mapped in vain.
+#[test]
+fn the_ways_out_are_those_that_there_are_and_nothing_is_mapped() {
+    let told = |change: &dyn Fn(&mut Value)| {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+        change(&mut survey);
+        let seen = see_with(&survey, &Policy { map: true, ..policy("") });
+        assert_eq!(seen.changes(), Vec::<&Change>::new(), "{:?}", seen.findings);
+        let finding = seen.findings.iter().find(|f| f.code.name() == "key-type-unsupported").unwrap();
+        assert!(finding.remedy.text.contains("Linux 7.0") && finding.remedy.text.contains("CVE-2025-30156"));
+        finding.remedy.text.contains("`krbd 0`")
+    };
+    assert!(told(&|_| ()));
+    assert!(!told(&|survey| survey["guest"]["kind"] = json!("lxc")));
+    assert!(!told(&|survey| survey["disks"][0]["role"] = json!("tpm")));
+}
+
+#[test]
+fn a_keyring_that_pve_refuses_stops_every_start_on_its_storage() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": true });
+    survey["disks"] = json!([disk("scsi0", "librbd")]);
+    survey["storages"]["ceph"]["keyring"]["accepted"] = json!({ "known": false });
+    let expected = ("keyring-refused-by-pve".to_owned(), Severity::Blocker, 3);
+    assert_eq!(key_finding(&survey), Some(expected));
+    survey["storages"]["ceph"]["keyring"]["accepted"] = unknown();
+    assert_eq!(key_finding(&survey), None, "not known is no reason");
+}
+
+/// A storage may be left to the administrator, as with every finding about a cluster.
+#[test]
+fn a_finding_about_a_key_is_ignored_for_its_storage() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    let seen = see_with(&survey, &policy("storages: { ceph: { ignore: [key-type-unsupported] } }"));
+    assert_eq!(exit_code(&seen.findings) as u8, 0, "{:?}", seen.findings);
+}
+
+#[test]
+fn a_keyring_that_the_libraries_cannot_read_is_why_the_cluster_was_not_asked() {
+    let failed = |errno: i32| json!({ "unknown": { "what": "connect", "errno": errno, "message": "no" } });
+    let malformed = json!({ "malformed": { "line": 3, "why": "it sets neither `key` nor `caps SERVICE`" } });
+    for (key, errno, expected) in [
+        (json!({ "key": "aes256k", "newer": 2 }), 5, "keyring-unreadable"),
+        (json!({ "key": "aes", "newer": 4 }), 5, "keyring-unreadable"),
+        (json!({ "key": malformed }), 5, "keyring-unreadable"),
+        (json!({ "key": malformed }), 2, "keyring-unreadable"),
+        (json!({ "key": malformed }), 13, "cluster-auth-failed"),
+        (json!({ "key": "aes256k", "newer": 2 }), 110, "cluster-unreachable"),
+        (json!({ "key": "aes" }), 5, "cluster-not-asked"),
+        (json!({ "key": "no_key" }), 2, "cluster-auth-failed"),
+    ] {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": true });
+        survey["storages"]["ceph"]["keyring"]["content"]["known"] = key.clone();
+        survey["clusters"] = json!([failed(errno)]);
+        survey["disks"][0]["reading"] = failed(errno);
+        let codes: Vec<&str> = see(&survey).findings.iter().map(|f| f.code.name()).collect();
+        assert_eq!(codes, [expected], "{key} {errno}");
+    }
+}
+
+/// Every cluster has such checks until its keys are migrated; nothing stands still for them.
+#[test]
+fn what_is_about_keys_alone_makes_no_warning_of_a_clusters_health() {
+    let health = |status: &str, checks: &[&str], errors: Value| {
+        let mut survey = healthy();
+        let checks: Vec<_> = checks.iter().map(|code| json!([code, "m"])).collect();
+        let mut health = json!({ "status": status, "checks": checks });
+        if !errors.is_null() {
+            health["errors"] = errors;
+        }
+        survey["clusters"][0]["known"]["health"] = json!({ "known": health });
+        let seen = see(&survey);
+        let [finding] = seen.findings.as_slice() else { panic!("{:?}", seen.findings) };
+        (finding.severity, finding.remedy.text.contains("CVE-2025-30156"))
+    };
+    let keys = ["AUTH_INSECURE_SERVICE_TICKETS", "AUTH_INSECURE_KEYS_ALLOWED"];
+    let tickets = json!(["AUTH_INSECURE_SERVICE_TICKETS"]);
+    assert_eq!(health("HEALTH_ERR", &keys, tickets.clone()), (Severity::Note, true));
+    assert_eq!(health("HEALTH_ERR", &keys, Value::Null), (Severity::Note, true), "an older survey");
+    assert_eq!(health("HEALTH_WARN", &keys, json!([])), (Severity::Note, true));
+    let with = |code| [keys[0], keys[1], code];
+    assert_eq!(health("HEALTH_ERR", &with("OSD_DOWN"), tickets.clone()), (Severity::Warning, false));
+    assert_eq!(health("HEALTH_ERR", &with("MON_CLOCK_SKEW"), tickets), (Severity::Note, false));
+    let damaged = json!(["AUTH_INSECURE_SERVICE_TICKETS", "PG_DAMAGED"]);
+    assert_eq!(health("HEALTH_ERR", &with("PG_DAMAGED"), damaged), (Severity::Warning, false));
+}

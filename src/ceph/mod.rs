@@ -15,6 +15,7 @@ pub mod defaults;
 mod facts;
 pub mod features;
 pub mod image;
+pub mod keyring;
 mod lineage;
 mod list;
 pub mod lock;

@@ -251,7 +251,7 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
 
 /// A fault on this side, which stays what it is however often it is looked.
 fn is_of_ours(finding: &Finding) -> bool {
-    matches!(finding.code, Code::LibraryMissing | Code::ClusterNotAsked)
+    matches!(finding.code, Code::LibraryMissing | Code::ClusterNotAsked | Code::KeyTypeUnsupported)
 }
 
 /// Says how it stands and turns it into the exit code: the guest may start, or why not.

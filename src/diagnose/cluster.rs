@@ -3,6 +3,7 @@
 use crate::ceph::cluster::{ClusterFacts, Health};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::keys;
 use crate::reading::{Failure, Origin, Reading};
 use crate::survey::Survey;
 use nix::errno::Errno;
@@ -29,7 +30,10 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     used.flat_map(|(index, cluster, storages)| {
         let findings = match cluster {
             Reading::Known(facts) => answers(facts, lock_to_break(survey, index)),
-            Reading::Unknown(failure) => vec![silent(failure, &storages.join(", "))],
+            Reading::Unknown(failure) => {
+                let keyring = keys::unread(survey, index, failure);
+                vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
+            }
         };
         findings.into_iter().map(move |finding| Finding { storages: storages.clone(), ..finding })
     })
@@ -82,6 +86,10 @@ fn answers(facts: &ClusterFacts, lock_to_break: bool) -> Vec<Finding> {
     findings
 }
 
+/// What the checks about keys mean (CVE-2025-30156).
+const KEYS: &str = "no read or write is stopped by it: keys of type aes are in use, or allowed, with which an attacker who has one could \
+     make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
+
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
 fn unhealthy(health: &Health) -> Option<Finding> {
     if health.status == "HEALTH_OK" {
@@ -95,9 +103,12 @@ fn unhealthy(health: &Health) -> Option<Finding> {
         checks.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
     };
     let stopping = list(&mut health.checks.iter().filter(stops));
-    let grave = !stopping.is_empty() || health.status == "HEALTH_ERR";
+    let grave = !stopping.is_empty() || health.is_error();
     let told = if stopping.is_empty() { list(&mut health.checks.iter()) } else { stopping };
     let finding = Finding::new(Code::ClusterHealth, format!("{}: {told}", health.status))
         .commands(["ceph health detail".to_owned()]);
+    if health.only_keys() {
+        return Some(finding.severity(Severity::Note).remedy(RemedyKind::Manual, KEYS));
+    }
     Some(if grave { finding } else { finding.severity(Severity::Note) })
 }

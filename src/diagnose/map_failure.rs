@@ -76,11 +76,13 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) ->
         M::ParentChainTooLong => Some(Code::ParentChainTooDeep),
         M::NoOwnerAnswers => Some(Code::LockDying),
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
+        M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
         M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
         _ => None,
     });
     let by_rbd = word.map(|word| match word {
         RbdWord::SecretNotAdded => Code::MapFailed,
+        RbdWord::KeyTypeUnknown => Code::KeyTypeUnsupported,
         RbdWord::NoMonitorAddress => Code::MsModeMismatch,
         RbdWord::OptionUnknown => Code::CommandUnknown,
     });
@@ -127,6 +129,7 @@ mod tests {
             (108, "rbd: rbd7: locked by external mechanism, tag x", Code::NodeClientBlocklisted),
             (110, "", Code::ClusterUnreachable),
             (110, "libceph: mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol", Code::MsModeMismatch),
+            (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
             (5, "", Code::MapFailed),
         ] {
             assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None), code, "{errno} {text}");
@@ -139,6 +142,8 @@ mod tests {
         for (errno, said, word, code) in [
             (Errno::ENOENT, vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
             (Errno::EPERM, vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
+            (Errno::ENOMEM, vec![], RbdWord::KeyTypeUnknown, Code::KeyTypeUnsupported),
+            (Errno::ENOMEM, vec![], RbdWord::SecretNotAdded, Code::MapFailed),
             (Errno::EBUSY, vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
         ] {
             assert_eq!(cause(Some(errno), &said, Some(word)), code);

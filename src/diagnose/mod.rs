@@ -9,6 +9,7 @@ mod cluster;
 pub(crate) mod features;
 mod guest;
 pub(crate) mod image;
+mod keys;
 pub mod lock;
 mod map_failure;
 mod mapping;
@@ -29,6 +30,7 @@ use std::borrow::Cow;
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let survey = &*looked_at(survey, policy);
     let mut findings = guest::findings(survey);
+    findings.extend(keys::findings(survey));
     findings.extend(cluster::findings(survey));
     findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
     for disk in &survey.disks {

@@ -3,6 +3,7 @@
 pub mod blocklist;
 pub mod device;
 pub mod holders;
+pub mod key_types;
 pub mod kmsg;
 pub mod messages;
 pub mod module;
@@ -70,6 +71,9 @@ pub struct KernelFacts {
     /// Why the module could not be loaded, if that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_failure: Option<String>,
+    /// The kernel itself, asked, takes keys of type aes256k.
+    #[serde(default = "key_types::not_asked")]
+    pub takes_aes256k: Reading<bool>,
 }
 
 /// Reads all of it; changes nothing and does not load the module.
@@ -90,6 +94,7 @@ pub fn gather(root: &Root) -> KernelFacts {
         mappings: sysfs::mappings(root),
         release,
         load_failure: None,
+        takes_aes256k: key_types::takes_aes256k(root),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
+use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::node::{node_name, quorate, running};
 use crate::pve::storage::{RbdStorage, StorageConfig};
@@ -301,14 +302,13 @@ impl Look<'_> {
         let mut storages = BTreeMap::new();
         let mut clusters = Vec::new();
         let mut reachable: Vec<(&RbdStorage, Connection)> = Vec::new();
+        let check = keyring::installed_check(self.root);
         for section in ids.union(&listed).filter_map(|id| self.config.rbd(id)) {
             match connection(self.root, section) {
                 Ok(connection) => reachable.push((section, connection)),
                 Err(failure) => {
-                    storages.insert(
-                        section.id.clone(),
-                        storage(section, Connection::unknown(section), clusters.len()),
-                    );
+                    let unknown = Connection::unknown(section);
+                    storages.insert(section.id.clone(), storage(section, unknown, clusters.len(), &check));
                     clusters.push(Reading::Unknown(failure));
                 }
             }
@@ -317,7 +317,7 @@ impl Look<'_> {
             reachable.iter().map(|(_, connection)| connection.clone()).collect();
         let shared = share(&connections);
         for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index));
+            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index, &check));
         }
         let first = clusters.len();
         let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
@@ -359,8 +359,9 @@ fn pools_in(
     pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn storage(section: &RbdStorage, connection: Connection, cluster: usize) -> StorageFacts {
-    StorageFacts { section: section.clone(), connection, cluster, caps: None }
+fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
+    let keyring = keyring::look(&connection, check);
+    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring }
 }
 
 /// The images to look for in a cluster, each once.
