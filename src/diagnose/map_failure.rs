@@ -85,7 +85,6 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, ne
         M::NoOwnerAnswers => Some(Code::LockDying),
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
         M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
-        M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
         M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
         _ => None,
     });
