@@ -18,6 +18,7 @@ pub mod image;
 mod lineage;
 mod list;
 pub mod lock;
+pub mod map_options;
 pub mod monitors;
 pub mod read;
 pub mod sharing;

@@ -4,6 +4,7 @@ pub mod code;
 pub mod finding;
 pub mod gate;
 
+mod client;
 mod cluster;
 pub(crate) mod features;
 mod guest;
@@ -13,6 +14,7 @@ mod map_failure;
 mod mapping;
 pub mod orphans;
 mod parents;
+mod sharing;
 
 use crate::policy::Policy;
 use crate::reading::Reading;
@@ -25,7 +27,7 @@ use image::Image;
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let mut findings = guest::findings(survey);
     findings.extend(cluster::findings(survey));
-    findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
+    findings.extend(client::findings(survey, forbidden_here(survey, policy).as_deref()));
     for disk in &survey.disks {
         findings.extend(of_disk(survey, policy, disk));
     }
