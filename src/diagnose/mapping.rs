@@ -112,16 +112,19 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     // One with a client of its own is there because the shared client is dead, or was when it was mapped.
     let own_client = Identity::of_mapping(mapping).is_private();
     let on_purpose = own_client && !matches!(dead_and_shared(image), Shared::Fit);
-    let wanted = dead.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let wanted = (!map && !on_purpose) || image.wants_change_unmapped();
     let just_made = image.survey.history.iter().any(|r| r.done() && r.action.is_map());
-    let why_not = (image.guest_forbidden.clone())
-        .or(kept)
-        .or_else(|| {
-            (image.scope == Scope::InHook && image.disk.disk.before_hook)
-                .then(|| "PVE has opened it for this start".to_owned())
-        })
-        .or_else(|| (!wanted || just_made).then(|| "PVE uses it for the start".to_owned()))
-        .or_else(|| image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}")));
+    // A dead one is of no use to anybody.
+    let needed = || {
+        let opened = image.scope == Scope::InHook && image.disk.disk.before_hook;
+        match dead {
+            None if opened => Some("PVE has opened it for this start".to_owned()),
+            None if !wanted || just_made => Some("PVE uses it for the start".to_owned()),
+            _ => None,
+        }
+    };
+    let gave_up = || image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}"));
+    let why_not = image.guest_forbidden.clone().or(kept).or_else(needed).or_else(gave_up);
     let mut finding = match why_not {
         Some(why) if finding.code == Code::MappingLeftover => {
             let mut finding = Finding::new(Code::MappedHere, format!("{}; {why}", finding.detail));
