@@ -1,4 +1,5 @@
-//! What `rbd map` takes by default for an image: the option `rbd_default_map_options`. Reads only.
+//! What `rbd map` takes by default for an image: the option `rbd_default_map_options`, and what its release adds by
+//! itself ([`crate::kernel::client`]). Reads only.
 //!
 //! `rbd map` opens the image and takes the option as it holds there (`execute_map` in Ceph's
 //! `src/tools/rbd/action/Kernel.cc`): the image's own value, else its pool's, else what ceph.conf and the monitors say.
@@ -9,6 +10,7 @@ use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::defaults::own_value;
 use crate::ceph::image::Spec;
+use crate::process::{Command, Outcome, Runner, System};
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
 use std::collections::HashMap;
@@ -18,6 +20,8 @@ use std::time::Duration;
 
 /// The option's name.
 const OPTION: &str = "rbd_default_map_options";
+/// How long `rbd --version` may take; it asks nobody.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// `ETIMEDOUT`.
 const ETIMEDOUT: Errno = 110;
 
@@ -81,5 +85,43 @@ fn of_image(session: &Arc<Cluster>, pools: &mut Pools, spec: &Spec, id: &str) ->
         Ok(Some(value)) => Ok(value.clone()),
         Ok(None) => session.option(OPTION).map_err(failure),
         Err(errno) => Err(failure(*errno)),
+    }
+}
+
+/// The release of the `rbd` that maps on this node, `16.2.15`.
+pub fn read_release() -> Reading<String> {
+    let failure = |message: String| Failure::new("ask rbd for its release", message);
+    let asked = System.run(&Command::new("rbd").arg("--version").deadline(PATIENCE)).and_then(Outcome::check);
+    let told = asked.map_err(|error| failure(format!("{error:#}"))).and_then(|outcome| {
+        let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+        release(&text).ok_or_else(|| failure(format!("answer not understood: {}", text.trim())))
+    });
+    told.into()
+}
+
+/// The release in `ceph version 16.2.15 (618f44…) pacific (stable)`.
+fn release(text: &str) -> Option<String> {
+    let release = text.strip_prefix("ceph version ")?.split_whitespace().next()?;
+    release.starts_with(|c: char| c.is_ascii_digit()).then(|| release.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_is_the_third_word() {
+        for (text, expected) in [
+            (
+                "ceph version 16.2.15 (618f440892089921c3e944a991122ddc44e60516) pacific (stable)\n",
+                Some("16.2.15"),
+            ),
+            ("ceph version 20.2.4 (7f79) tentacle (stable - RelWithDebInfo)\n", Some("20.2.4")),
+            ("ceph version Development (no_version) squid (dev)\n", None),
+            ("rbd: unknown option\n", None),
+            ("", None),
+        ] {
+            assert_eq!(release(text).as_deref(), expected, "{text}");
+        }
     }
 }

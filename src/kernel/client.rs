@@ -217,7 +217,7 @@ impl Identity {
 
     /// Options as they are written for the kernel and for `rbd map --options`, the last of a kind holds.
     fn take(&mut self, options: &str) {
-        for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+        for option in options.trim_start().split(',').filter(|option| !option.is_empty()) {
             let (name, value) =
                 option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
             match self.understood(name, value) {
@@ -424,7 +424,7 @@ mod tests {
             ("rxbounce,ms_mode=crc", "ms_mode=crc,rxbounce"),
             ("crush_location=rack:b|host:a", "crush_location=host:a|rack:b"),
             ("ip=10.0.0.9", "ip=10.0.0.9:0"),
-            (" rxbounce , nocrc", "nocrc,rxbounce"),
+            (" rxbounce,,nocrc", "nocrc,rxbounce"),
             ("fsid=6AD4FF3E-2A7F-4C7B-8F0C-8A1C1F0A2F0A", "fsid=6ad4ff3e-2a7f-4c7b-8f0c-8a1c1f0a2f0a"),
         ] {
             assert_eq!(map(one).takes(&client(another)), Sharing::Yes, "{one}");
@@ -459,7 +459,10 @@ mod tests {
         assert!(is_unknown(&map("").takes(&unread), "could not be read"));
         assert!(unread.doubts() > 0 && client("rxbounce").doubts() == 0);
         assert_eq!(map("noshare").takes(&unread), Sharing::No("noshare".into()));
-        for odd in ["warp", "warp=9", "rxbounce=1", "norxbounce", "mount_timeout=soon", "nocrc=1"] {
+        // `rbd` takes no blank before an option.
+        for odd in
+            ["warp", "warp=9", "crc, rxbounce", "rxbounce=1", "norxbounce", "mount_timeout=soon", "nocrc=1"]
+        {
             assert!(matches!(map("").takes(&client(odd)), Sharing::Unknown(_)), "{odd}");
             assert!(
                 is_no(&map("tcp_nodelay").takes(&client(&format!("{odd},notcp_nodelay"))), "notcp"),
