@@ -434,7 +434,7 @@ fn the_blocklist_health_and_options_are_the_clusters() {
 /// What `rbd map` writes to the kernel: to a file in its place, in a mount namespace of its own. The key is left out.
 fn written_by_map(lab: &Lab, spec: &Spec, options: &[&str]) -> String {
     const SCRIPT: &str = r#"
-        mount -t tmpfs none /sys/bus && mkdir -p /sys/bus/rbd/devices && add=/sys/bus/rbd/add_single_major && : >$add || exit
+        mount --make-private /sys && mount -t tmpfs none /sys/bus && mkdir -p /sys/bus/rbd/devices && add=/sys/bus/rbd/add_single_major && : >$add || exit
         rbd map "$@" >/dev/null & n=0
         # It would wait for its device.
         while [ ! -s $add ] && kill -0 $! 2>/dev/null && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
@@ -442,7 +442,10 @@ fn written_by_map(lab: &Lab, spec: &Spec, options: &[&str]) -> String {
         sed 's/secret=[^, ]*/key=client.admin/' $add"#;
     let spec = spec.to_string();
     let mut command = Command::new("unshare");
-    command.env("CEPH_CONF", lab.conf()).args(["--mount", "sh", "-c", SCRIPT, "sh", &spec]).args(options);
+    command
+        .env("CEPH_CONF", lab.conf())
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", SCRIPT, "sh", &spec])
+        .args(options);
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains(" name=admin,"), "{text} {}", String::from_utf8_lossy(&output.stderr));
