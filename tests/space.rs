@@ -23,7 +23,7 @@ use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
 use rbd_preflight::plan::plan;
 use rbd_preflight::policy::Policy;
 use rbd_preflight::verdict::{Verdict, verdict};
-use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, State, Watchers};
+use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, State, Watchers};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CONTEXTS: [Context; 6] = [
@@ -91,6 +91,7 @@ fn images() -> Vec<State> {
         krbd: false,
         old_kernel: false,
         mapped: Mapped::No,
+        neighbour: Neighbour::None,
         before_hook: false,
         context: Context::ByHand,
     };
@@ -208,10 +209,12 @@ fn settle(start: State, policy: &Policy) -> (State, Verdict, usize) {
         let survey = state.survey(&history);
         let findings = diagnose(&survey, policy);
         assert_told(&state, &findings);
-        let actions = plan(&findings, policy);
+        let mut actions = plan(&findings, policy);
         if actions.is_empty() {
             return (state, verdict(&findings), round);
         }
+        // As `act` does: unmaps come first, maps last.
+        actions.sort_by_key(|action| (action.is_map(), !action.is_kernels()));
         for action in &actions {
             let broken = state.breaks_a_rule(&action.change);
             assert!(
@@ -269,4 +272,25 @@ fn no_state_breaks_a_rule_and_every_state_settles() {
     let seen = seen.into_inner();
     println!("{seen} states of {} images, {} plans", images.len(), plans.into_inner());
     assert!(seen > 400_000 || each.is_some(), "{seen}");
+}
+
+/// Another guest's image on a dead kernel client, seen from every place and by every guest.
+#[test]
+fn a_neighbour_on_a_dead_client_breaks_no_rule() {
+    use Neighbour::{None, Other, OtherLeftover, Perhaps, PerhapsLeftover, Taken, TakenLeftover};
+    let policies = CONTEXTS.map(Context::policy);
+    let neighbours = [None, Taken, TakenLeftover, Other, OtherLeftover, Perhaps, PerhapsLeftover];
+    let plain = |state: &State| {
+        let watched = matches!(state.watchers, Watchers::Nobody | Watchers::Own);
+        state.features == DEFAULT && state.map == Map::Valid && watched && state.caps == Caps::May
+    };
+    let images: Vec<State> = images().into_iter().filter(plain).collect();
+    let guests = vary(&images, &GUESTS, |s, guest| s.guest = guest);
+    let places: Vec<State> = guests.into_iter().flat_map(everywhere).collect();
+    let states = vary(&places, &neighbours, |s, neighbour| s.neighbour = neighbour);
+    for state in &states {
+        see(*state, &policies);
+    }
+    println!("{} states of {} images", states.len(), images.len());
+    assert!(states.len() > 10_000, "{}", states.len());
 }

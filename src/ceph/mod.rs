@@ -19,6 +19,7 @@ pub mod keyring;
 mod lineage;
 mod list;
 pub mod lock;
+pub mod map_options;
 pub mod monitors;
 pub mod read;
 pub mod sharing;

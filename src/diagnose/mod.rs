@@ -5,6 +5,7 @@ pub mod code;
 pub mod finding;
 pub mod gate;
 
+mod client;
 mod cluster;
 pub(crate) mod features;
 mod guest;
@@ -16,6 +17,7 @@ mod mapping;
 pub mod orphans;
 mod parents;
 mod rbd_words;
+mod sharing;
 
 use crate::policy::Policy;
 use crate::reading::Reading;
@@ -32,7 +34,7 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let mut findings = guest::findings(survey);
     findings.extend(keys::findings(survey));
     findings.extend(cluster::findings(survey));
-    findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
+    findings.extend(client::findings(survey, forbidden_here(survey, policy).as_deref()));
     for disk in &survey.disks {
         findings.extend(of_disk(survey, policy, disk));
     }

@@ -1,6 +1,7 @@
 //! What the kernel says: /sys/bus/rbd, kernel version, /dev/kmsg and what its messages mean.
 
 pub mod blocklist;
+pub mod client;
 pub mod device;
 pub mod holders;
 pub mod key_types;
@@ -53,6 +54,9 @@ pub struct Mapping {
     /// Block devices built on it (`dm-3`); `None` where that could not be read.
     #[serde(default)]
     pub holders: Option<Vec<String>>,
+    /// When its device appeared, seconds since 1970; `None` where that could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_at: Option<u64>,
 }
 
 /// What this node's kernel can do and has mapped.

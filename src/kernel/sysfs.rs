@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// How often a device is read again that vanishes while it is read.
 const TRIES: u32 = 5;
@@ -95,7 +95,14 @@ fn try_mapping(root: &Root, device: &Path, id: u32) -> Result<Mapping, (PathBuf,
         features: optional("features").and_then(|text| features(&text)),
         read_only: read(&root.path(format!("/sys/block/rbd{id}/ro"))).ok().map(|ro| ro != "0"),
         holders: holders(&root.path(format!("/sys/block/rbd{id}")), id).ok(),
+        made_at: made_at(&root.path(format!("/dev/rbd{id}"))),
     })
+}
+
+/// devtmpfs makes a device's file together with the device, and keeps the time.
+fn made_at(file: &Path) -> Option<u64> {
+    let made = fs::metadata(file).and_then(|file| file.created()).ok()?;
+    made.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
 }
 
 /// `0x1bf`, also with leading zeros.
@@ -223,6 +230,7 @@ pub(super) mod tests {
             features: Some(Features(0x3d)),
             read_only: Some(false),
             holders: Some(vec!["dm-0".into(), "dm-1".into()]),
+            made_at: None,
         };
         assert_eq!(known(&root), [expected]);
     }

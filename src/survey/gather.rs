@@ -17,7 +17,7 @@ use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
-use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
+use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients};
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
 use std::cell::OnceCell;
@@ -64,6 +64,7 @@ pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
     let index = Index::read(root, &config)?;
     let node = NodeFacts {
         whereabouts: seen.node.whereabouts.clone(),
+        rbd_release: seen.node.rbd_release.clone(),
         ..node_facts(root, &guest, &seen.node.name, quorate(root), kernel::gather(root))
     };
     let mut survey = Survey { node, taken_at: clock::now().as_secs(), history: Vec::new(), ..seen.clone() };
@@ -138,6 +139,7 @@ impl Look<'_> {
             });
         }
         look_at_mappings(root, self.index, &mut surveys);
+        clients::look(&mut surveys, self.limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
             let places = || places.get_or_init(|| Whereabouts::read(root));
@@ -163,6 +165,7 @@ impl Look<'_> {
             disk: disk.clone(),
             reading: None,
             linked_device: None,
+            map_options: None,
         });
         disks.collect()
     }
@@ -183,6 +186,7 @@ fn node_facts(
         kernel,
         mapping_users: BTreeMap::new(),
         whereabouts: BTreeMap::new(),
+        rbd_release: None,
     }
 }
 
@@ -361,7 +365,7 @@ fn pools_in(
 
 fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
     let keyring = keyring::look(&connection, check);
-    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring }
+    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
 }
 
 /// The images to look for in a cluster, each once.

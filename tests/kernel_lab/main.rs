@@ -6,6 +6,7 @@
 mod common;
 
 mod by_hand;
+mod clients;
 mod images;
 mod incident;
 mod keys;
