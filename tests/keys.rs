@@ -180,7 +180,7 @@ fn a_pending_key_is_named_and_the_advice_mends_it() {
     assert!(done.status.success() && done.stdout.is_empty(), "{script}: {done:?}");
     assert_eq!(std::fs::read_to_string(&own).unwrap(), format!("[client.admin]\n\tkey = {key}\n"));
     std::fs::copy(&own, node.path(LIBRBD)).unwrap();
-    install_check(&node, true);
+    install_check(&node, false);
     assert_eq!(node.check(vmid)["verdict"], "ready");
 }
 
