@@ -8,6 +8,7 @@ mod common;
 mod by_hand;
 mod images;
 mod incident;
+mod keys;
 mod limits;
 mod locks;
 mod start;
