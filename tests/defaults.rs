@@ -57,7 +57,7 @@ fn the_line_is_written_and_images_made_afterwards_have_those_features() {
     assert_eq!(shown.code, 0, "{shown:?}");
     let line = before.lines().position(|line| line.contains("as ever")).unwrap() + 1;
     for told in
-        ["deep-flatten (61)", &format!("line {line} in [global]"), "6.14.8-2-pve maps such images", WANTED]
+        ["deep-flatten (61)", &format!("line {line} in [global]"), "7.0.14-2-pve maps such images", WANTED]
     {
         assert!(words(&shown).contains(told), "{told}: {shown:?}");
     }

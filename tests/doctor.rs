@@ -20,6 +20,7 @@ fn healthy() -> Node {
     node.write("/etc/pve/storage.cfg", storages.split("rbd: ceph-poor").next().unwrap());
     node.write("/usr/lib/udev/rules.d/50-rbd-pve.rules", "");
     node.write("/dev/kmsg", "");
+    node.keyring_check(false);
     for program in [NAMER, SNIPPET] {
         node.write(program, "#!/bin/sh\n");
         std::fs::set_permissions(node.path(program), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -52,9 +53,16 @@ fn a_healthy_node_fails_nothing() {
     let not_ok =
         checks.iter().filter(|c| c["state"] != "ok" && !c["name"].as_str().unwrap().starts_with("health:"));
     assert_eq!(not_ok.count(), 0, "{checks:#?}");
-    for name in
-        ["rbd", "librbd", "kernel-module", "udev-rule", "storage:ceph-ns", "caps:ceph-krbd", "snippet"]
-    {
+    for name in [
+        "rbd",
+        "librbd",
+        "kernel-module",
+        "udev-rule",
+        "storage:ceph-ns",
+        "key:ceph-ns",
+        "caps:ceph-krbd",
+        "snippet",
+    ] {
         assert_eq!(check(&checks, name).0, "ok");
     }
     assert_eq!(node.journal(), Vec::<Value>::new());

@@ -23,16 +23,6 @@ fn aes(lab: &Lab) -> String {
     text.split("key = ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
 }
 
-/// The check of keyrings that a node's Proxmox VE has: of libpve-storage-perl before 9.1.9, or since.
-fn install_check(node: &Node, old: bool) {
-    let value = if old { r"\S+==" } else { r"\S+" };
-    let module = format!(
-        "package PVE::CephConfig;\nmy $ceph_check_keyfile = sub {{\n    my ($filename, $type) = @_;\n    if ($type eq 'rbd') {{\n\
-         \x20       die if $content !~ /\\[\\S+\\]\\s*key\\s*=\\s*{value}\\s*$/m;\n    }}\n}};\n1;\n"
-    );
-    node.write("/usr/share/perl5/PVE/CephConfig.pm", &module);
-}
-
 /// The libraries of this node know the type aes256k.
 fn libraries_know_aes256k() -> bool {
     let release = binding::release().unwrap();
@@ -180,7 +170,7 @@ fn a_pending_key_is_named_and_the_advice_mends_it() {
     assert!(done.status.success() && done.stdout.is_empty(), "{script}: {done:?}");
     assert_eq!(std::fs::read_to_string(&own).unwrap(), format!("[client.admin]\n\tkey = {key}\n"));
     std::fs::copy(&own, node.path(LIBRBD)).unwrap();
-    install_check(&node, true);
+    node.keyring_check(false);
     assert_eq!(node.check(vmid)["verdict"], "ready");
 }
 
@@ -193,7 +183,7 @@ fn what_pve_itself_refuses_is_told_where_its_check_is_known() {
     assert_eq!(node.check(vmid)["verdict"], "ready");
     assert_eq!(doctors(&everything(&node, vmid, None), "key:ceph-krbd").0, "unknown");
     for old in [true, false] {
-        install_check(&node, old);
+        node.keyring_check(old);
         let report = node.check(vmid);
         assert_eq!(finding(&report, "keyring-refused-by-pve")["severity"], "blocker", "{report:#}");
         let runs = everything(&node, vmid, None);
@@ -208,10 +198,10 @@ fn what_pve_itself_refuses_is_told_where_its_check_is_known() {
     assert_eq!(exit_of(&runs, "check"), 0, "{runs:?}");
     assert_eq!(doctors(&runs, "key:ceph-krbd").0, "ok");
     // The older check wants what a key of the newer type does not have.
-    install_check(&node, true);
+    node.keyring_check(true);
     node.write(LIBRBD, &format!("[client.admin]\n\tkey = {AES256K}\n"));
     assert_eq!(codes(&node.check(vmid)).iter().filter(|code| *code == "keyring-refused-by-pve").count(), 1);
-    install_check(&node, false);
+    node.keyring_check(false);
     assert!(!codes(&node.check(vmid)).contains(&"keyring-refused-by-pve".to_owned()));
 }
 

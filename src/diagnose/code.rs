@@ -98,7 +98,7 @@ codes! {
         "write the keyring anew with nothing but `[client.USER]` and, directly below, `key = …`; for a key of type aes256k install libpve-storage-perl 9.1.9 or later";
     KeyTypeUnsupported "key-type-unsupported" Blocker
         "this node's kernel cannot use the type of key that the storage's user has"
-        "boot Linux 7.0 or later; or give the storage a user whose key is of type aes: as long as one such key is allowed, the cluster is not safe from CVE-2025-30156";
+        "boot Linux 7.0 or later; or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`, where the monitors allow it) and write the keyring anew: as long as such keys are allowed, the cluster is not safe from CVE-2025-30156";
     CephConfMissing "ceph-conf-missing" Blocker
         "the storage's ceph.conf is missing or may not be read; QEMU and rbd need it too"
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";

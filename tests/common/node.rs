@@ -108,6 +108,16 @@ rbd: {id}
         std::fs::copy(key("ceph-krbd"), key(id)).unwrap();
     }
 
+    /// The check of keyrings that the node's Proxmox VE has: of libpve-storage-perl before 9.1.9, or since.
+    pub fn keyring_check(&self, old: bool) {
+        let value = if old { r"\S+==" } else { r"\S+" };
+        let module = format!(
+            "package PVE::CephConfig;\nmy $ceph_check_keyfile = sub {{\n    my ($filename, $type) = @_;\n    if ($type eq 'rbd') {{\n\
+             \x20       die if $content !~ /\\[\\S+\\]\\s*key\\s*=\\s*{value}\\s*$/m;\n    }}\n}};\n1;\n"
+        );
+        self.write("/usr/share/perl5/PVE/CephConfig.pm", &module);
+    }
+
     /// An image of 8 MiB with these features.
     pub fn image(&self, spec: &str, features: &str) {
         self.lab.rbd(&["create", spec, "--size", "8M", "--image-feature", features]);
