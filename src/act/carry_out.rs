@@ -3,6 +3,7 @@
 use crate::act::rule::Rule;
 use crate::act::run_lock::{Busy, Holder, Name, RunLock};
 use crate::action::{Action, ActionReport, ActionResult, Change, is_same_image};
+use crate::ceph::identity::Same;
 use crate::ceph::image::{ImageFacts, ImageReading, Locker};
 use crate::ceph::lock::{NotBroken, break_stale_lock};
 use crate::clock::now;
@@ -12,7 +13,7 @@ use crate::kernel::kmsg::{self, LogLine};
 use crate::kernel::messages::{self, About};
 use crate::process::{Outcome, Runner, Status, Stream};
 use crate::root::Root;
-use crate::survey::Survey;
+use crate::survey::{DiskFacts, Survey};
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
@@ -65,7 +66,7 @@ impl Hands<'_> {
     ) -> Result<Vec<ActionReport>> {
         let holder = Holder { pid: std::process::id(), vmid: Some(self.vmid) };
         let patience = LOCK_PATIENCE.min(self.time_limit);
-        let _locks = RunLock::acquire_all(self.root, batch.iter().map(lock_name), holder, patience)?;
+        let _locks = RunLock::acquire_all(self.root, batch.iter().flat_map(lock_names), holder, patience)?;
         let survey = look()?;
         let wanted = self.rule.wanted(&survey);
         let asked = |action: &Action| {
@@ -177,10 +178,9 @@ impl Hands<'_> {
     }
 }
 
-/// The lock between runs that a change needs: its image's.
-fn lock_name(action: &Action) -> Name {
-    let spec = &action.target.spec;
-    Name::image(&action.target.fsid, &spec.pool, spec.namespace.as_deref(), &spec.image)
+/// The locks between runs that a change needs: its image's.
+fn lock_names(action: &Action) -> Vec<Name> {
+    Name::image(action.target.identity())
 }
 
 /// udev makes the link that PVE looks for shortly after the map.
@@ -249,8 +249,10 @@ fn made(action: &Action, look: &dyn Fn() -> Result<Survey>) -> bool {
     }
 }
 
+/// What was seen of the very image that a change is for, whatever its name leads to by now.
 fn image_of<'a>(survey: &'a Survey, action: &Action) -> Option<&'a ImageFacts> {
-    let disk = survey.disks.iter().find(|disk| disk.spec().as_ref() == Some(&action.target.spec))?;
+    let is_it = |disk: &&DiskFacts| survey.is_of(disk, action.target.identity()) == Same::Yes;
+    let disk = survey.disks.iter().find(is_it)?;
     match &disk.reading {
         Some(ImageReading::Found(facts)) => Some(facts),
         _ => None,
@@ -298,7 +300,8 @@ mod tests {
 
     fn failed_with(change: Change) -> ActionReport {
         let spec = Spec { pool: "rbd".into(), namespace: None, image: "a".into() };
-        let target = Target { storage: "s".into(), fsid: "f".into(), spec, rbd_arguments: vec![] };
+        let (storage, fsid, id) = ("s".into(), "f".into(), Some("1".into()));
+        let target = Target { storage, fsid, spec, id, rbd_arguments: vec![] };
         ActionReport::new(
             Action { target, change },
             ActionResult::Failed { errno: Some(110), message: "".into() },

@@ -55,6 +55,7 @@ impl<'a> Image<'a> {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
             spec: spec.clone(),
+            id: Some(facts.id.clone()),
             rbd_arguments: rbd_arguments(&storage.section, &storage.connection),
         };
         let settings = policy.disk(&storage.section.id).clone();
@@ -160,22 +161,24 @@ impl<'a> Image<'a> {
         self.forbidden.clone().or_else(by_settings).or_else(by_scope).or_else(by_failure)
     }
 
+    /// What this run has done on this image, and on no other that has its name: in another cluster, or before it.
+    fn history(&self) -> impl Iterator<Item = &'a ActionReport> {
+        let own = self.target.identity();
+        self.survey.history.iter().filter(move |report| report.action.target.identity().may_be(own))
+    }
+
     /// What this run has done on this image since its last change that was made: what failed before that one
     /// may have failed because of what it mended.
     pub fn recent(&self) -> Vec<&'a ActionReport> {
-        let of_image = |report: &&ActionReport| {
-            report.action.target.spec == self.spec && report.action.target.fsid == self.target.fsid
-        };
-        let all: Vec<&ActionReport> = self.survey.history.iter().filter(of_image).collect();
+        let all: Vec<&ActionReport> = self.history().collect();
         let since = all.iter().rposition(|report| report.done()).map_or(0, |last| last + 1);
         all[since..].to_vec()
     }
 
     /// The features that this run has taken off the image together with its lock, and those that it has put back since.
     pub fn reset_so_far(&self) -> (Option<Features>, Features) {
-        let done = self.survey.history.iter().filter(|r| r.done() && r.action.target.spec == self.spec);
         let mut so_far = (None, Features::NONE);
-        for report in done {
+        for report in self.history().filter(|report| report.done()) {
             match &report.action.change {
                 Change::DisableFeatures { features } if features.contains(Features::EXCLUSIVE_LOCK) => {
                     so_far = (Some(*features), Features::NONE);

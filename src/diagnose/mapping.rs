@@ -88,6 +88,7 @@ fn unmap(mapping: &Mapping) -> Action {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
         spec: Spec::of_mapping(mapping),
+        id: mapping.image_id.clone(),
         rbd_arguments: Vec::new(),
     };
     Action { target, change: Change::Unmap { device: mapping.id } }
