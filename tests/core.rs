@@ -55,7 +55,7 @@ fn disk(key: &str, access: &str) -> Value {
         "image": format!("vm-516-disk-{key}"), "krbd_storage": access == "krbd", "access": access, "role": "disk",
         "pve_drops": null, "shared_with": [],
         "reading": { "found": {
-            "id": "1", "format": 2, "size": 4194304, "object_size": 4194304, "objects": 1,
+            "id": if key == "scsi0" { "1" } else { key }, "format": 2, "size": 4194304, "object_size": 4194304, "objects": 1,
             "features": ["layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"],
             "op_features": { "known": [] },
             "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } },

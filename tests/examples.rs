@@ -211,6 +211,7 @@ fn what_start_prints_as_json_is_as_the_schema_says() {
 fn a_survey_with_mappings_is_as_the_schema_says() {
     let (node, vmid, spec) = Node::with_vm(DEFAULT);
     let fsid = node.lab.ceph(&["fsid"]);
+    let id = node.lab.rbd_json(&["info", &spec])["id"].as_str().unwrap().to_owned();
     for (attribute, value) in [
         ("pool", "rbd"),
         ("pool_ns", ""),
@@ -219,7 +220,7 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
         ("cluster_fsid", fsid.trim()),
         ("client_addr", "10.77.0.2:0/492268007"),
         ("client_id", "client4324"),
-        ("image_id", ""),
+        ("image_id", id.as_str()),
         ("config_info", "10.77.0.1:6789 name=admin,key=client.admin rbd x -"),
         ("size", "8388608"),
         ("features", "0x3d"),
