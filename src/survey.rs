@@ -13,7 +13,7 @@ use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageReading, Spec};
 use crate::kernel::blocklist::entry_of;
 use crate::kernel::holders::Holder;
-use crate::kernel::{KernelFacts, Mapping};
+use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::storage::RbdStorage;
@@ -72,6 +72,10 @@ pub struct MappingUsers {
     pub holders: Reading<Vec<Holder>>,
     /// Guests of this node whose configs name the image, and whether each runs.
     pub guests: BTreeMap<u32, Reading<bool>>,
+    /// Of these, those that do not run: whether somebody is at the guest, so that it may be just about to open the
+    /// device ([`crate::pve::lock`]). Less the guest whose hook this is: PVE, which called it, is at that one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub locked: BTreeMap<u32, Reading<bool>>,
 }
 
 /// A storage and how to reach it.
@@ -194,7 +198,7 @@ impl Survey {
 impl DiskFacts {
     /// `N` of the `/dev/rbdN` that PVE's link to the image leads to.
     pub fn linked_number(&self) -> Option<u32> {
-        self.linked_device.as_ref()?.strip_prefix("rbd")?.parse().ok()
+        device::number(self.linked_device.as_ref()?)
     }
 
     /// The disk's image; `None` where PVE cannot parse the volume's name.

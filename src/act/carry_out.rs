@@ -3,25 +3,31 @@
 use crate::act::rule::Rule;
 use crate::act::run_lock::{Busy, Holder, Name, RunLock};
 use crate::action::{Action, ActionReport, ActionResult, Change, is_same_image};
-use crate::ceph::identity::Same;
-use crate::ceph::image::{ImageFacts, ImageReading, Locker};
+use crate::ceph::identity::{ImageIdentity, Same};
+use crate::ceph::image::{ImageFacts, ImageReading, Locker, Spec};
 use crate::ceph::lock::{NotBroken, break_stale_lock};
 use crate::clock::now;
 use crate::journal::{Intent, Journal, RunId};
-use crate::kernel::device;
 use crate::kernel::kmsg::{self, LogLine};
 use crate::kernel::messages::{self, About};
+use crate::kernel::{Mapping, device, sysfs};
 use crate::process::{Outcome, Runner, Status, Stream};
+use crate::pve::lock::{self, Held};
+use crate::reading::Reading;
 use crate::root::Root;
 use crate::survey::{DiskFacts, Survey};
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long to wait for another run that is at the same image.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long PVE's lock of a guest may be held; its tasks wait 10 s for it.
+const PVE_PATIENCE: Duration = Duration::from_secs(7);
 
 /// How long udev may take to make the link to a device.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
@@ -123,6 +129,7 @@ impl Hands<'_> {
         };
         let result = match &action.change {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
+            Change::Unmap { device } => self.unmap(survey, action, *device, progress),
             _ => self.run(action, progress),
         };
         let result = if in_doubt(action, &result) && made(action, look) { done() } else { result };
@@ -157,6 +164,32 @@ impl Hands<'_> {
         }
     }
 
+    /// Unmaps a device if it still is what was judged: its number may be another image's by now. Meanwhile PVE is kept
+    /// from beginning anything with the guests that name the image: one of them might open the device just then.
+    fn unmap(
+        &self,
+        survey: &Survey,
+        action: &Action,
+        device: u32,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> ActionResult {
+        let guests = survey.node.mapping_users.get(&device).into_iter().flat_map(|users| users.locked.keys());
+        let mut held = Vec::new();
+        for vmid in guests {
+            match lock::hold(self.root, *vmid) {
+                Ok(Some(lock)) => held.push(lock),
+                Ok(None) => {
+                    return withheld(format!("somebody has come to guest {vmid} (PVE's lock of it is held)"));
+                }
+                Err(failure) => return withheld(failure.to_string()),
+            }
+        }
+        match still_there(&sysfs::mapping_now(self.root, device), action) {
+            Some(why) => withheld(format!("/dev/rbd{device} {why}")),
+            None => holding(held, || self.run(action, progress)),
+        }
+    }
+
     fn run(&self, action: &Action, progress: &(dyn Fn(u64) + Sync)) -> ActionResult {
         let Some(command) = action.command() else { return withheld("there is no command for it".into()) };
         let command = command.deadline(self.time_limit);
@@ -178,15 +211,55 @@ impl Hands<'_> {
     }
 }
 
+/// Why a device is not the image any more that an unmap was planned for; `None` if it is.
+fn still_there(now: &Reading<Option<Mapping>>, action: &Action) -> Option<String> {
+    match now {
+        Reading::Known(Some(mapping))
+            if ImageIdentity::of_mapping(mapping).may_be(action.target.identity()) =>
+        {
+            None
+        }
+        Reading::Known(Some(mapping)) => {
+            Some(format!("is another image by now: {}", Spec::of_mapping(mapping)))
+        }
+        Reading::Known(None) => Some("is not mapped any more".to_owned()),
+        Reading::Unknown(failure) => Some(format!("cannot be read again: {failure}")),
+    }
+}
+
+/// Does something under PVE's locks, and gives them back when it is done, or when PVE would not wait any longer.
+fn holding<T: Send>(held: Vec<Held>, work: impl FnOnce() -> T + Send) -> T {
+    let (done, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        // Where no thread can be had they are given back at once.
+        let keeper = std::thread::Builder::new().spawn_scoped(scope, move || {
+            let _ = ended.recv_timeout(PVE_PATIENCE);
+            drop(held);
+        });
+        if let Err(error) = keeper {
+            log::warn!("PVE's locks are not held: {error}");
+        }
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
 /// The locks between runs that a change needs: its image's.
 fn lock_names(action: &Action) -> Vec<Name> {
     Name::image(action.target.identity())
 }
 
-/// udev makes the link that PVE looks for shortly after the map.
+/// udev makes the link that PVE looks for shortly after the map. One that is there may still lead to another device.
 fn await_link(root: &Root, action: &Action) {
+    let target = &action.target;
+    let leads_there = || {
+        let device = device::linked(root, &target.fsid, &target.spec)?;
+        let now = sysfs::mapping_now(root, device::number(&device)?);
+        Some(still_there(&now, action).is_none())
+    };
     let until = Instant::now() + LINK_PATIENCE;
-    while device::linked(root, &action.target.fsid, &action.target.spec).is_none() && Instant::now() < until {
+    while leads_there() != Some(true) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -9,11 +9,15 @@ use crate::diagnose::image::Image;
 use crate::diagnose::map_failure;
 use crate::kernel::Mapping;
 use crate::kernel::blocklist::is_unshared;
-use crate::kernel::holders::Holder;
+use crate::kernel::holders::{Holder, Process};
 use crate::policy::Scope;
+use crate::pve::guest::{Kind, Role};
 use crate::reading::Reading;
 use crate::survey::Survey;
 use std::collections::BTreeSet;
+
+/// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
+const FRESH: u64 = 10;
 
 /// Findings about this node's kernel clients, for every cluster that the guest's disks lie in.
 pub fn node_findings(survey: &Survey, forbidden: Option<String>) -> Vec<Finding> {
@@ -49,11 +53,8 @@ fn client_finding(survey: &Survey, address: &str, forbidden: Option<String>) -> 
         finding.remedy.withheld = Some(why);
         return finding;
     }
-    let gave_up = unmaps.iter().find_map(|action| {
-        survey.history.iter().filter(|report| report.action == *action).find_map(ActionReport::failure)
-    });
-    match gave_up {
-        Some((_, message)) => finding.remedy.withheld = Some(format!("it was tried and failed: {message}")),
+    match unmaps.iter().find_map(|action| gave_up(survey, action)) {
+        Some(why) => finding.remedy.withheld = Some(why),
         None => {
             finding = finding.remedy(
                 RemedyKind::Automatic,
@@ -83,7 +84,7 @@ fn told(survey: &Survey, mapping: &Mapping) -> String {
 }
 
 /// Any mapping of this node can be unmapped by its device alone, whichever storage it came by.
-fn unmap(mapping: &Mapping) -> Action {
+pub(super) fn unmap(mapping: &Mapping) -> Action {
     let target = Target {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
@@ -94,8 +95,9 @@ fn unmap(mapping: &Mapping) -> Action {
     Action { target, change: Change::Unmap { device: mapping.id } }
 }
 
-/// Why a mapping is not a leftover; `None` if it is one: nothing has it open and no guest that names it runs.
-fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
+/// Why a mapping is not a leftover; `None` if it is one: nothing has it open, no guest that names it runs, and nobody is
+/// at such a guest.
+pub(super) fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
     let device = format!("/dev/rbd{}", mapping.id);
     let Some(users) = survey.node.mapping_users.get(&mapping.id) else {
         return Some(format!("it is not known who uses {device}"));
@@ -110,7 +112,32 @@ fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
         Reading::Known(holders) => Some(format!("{device} is open: {}", listed(holders))),
         Reading::Unknown(failure) => Some(format!("it is not known what has {device} open: {failure}")),
     };
-    running.or(open)
+    let locked = users.locked.iter().find_map(|(vmid, held)| match held {
+        Reading::Known(false) => None,
+        Reading::Known(true) => {
+            Some(format!("somebody is at guest {vmid} right now (PVE's lock of it is held)"))
+        }
+        Reading::Unknown(failure) => {
+            Some(format!("it is not known whether somebody is at guest {vmid}: {failure}"))
+        }
+    });
+    running.or(open).or(locked)
+}
+
+/// It was mapped a moment ago, and by hand there is nobody who vouches for it: whoever did it may be about to open it.
+/// `None` too where the kernel does not tell since when it is mapped.
+pub(super) fn fresh(survey: &Survey, mapping: &Mapping, scope: Scope) -> Option<String> {
+    let seconds = survey.taken_at.checked_sub(mapping.since?)?;
+    let device = format!("/dev/rbd{}", mapping.id);
+    (scope == Scope::All && seconds < FRESH)
+        .then(|| format!("{device} was mapped {seconds} s ago: whoever did it may be about to open it"))
+}
+
+/// Why an unmap that was tried is not tried again.
+pub(super) fn gave_up(survey: &Survey, action: &Action) -> Option<String> {
+    let tried = survey.history.iter().filter(|report| report.action == *action);
+    let failed = tried.filter_map(ActionReport::failure).last();
+    failed.map(|(_, message)| format!("it was tried and failed: {message}"))
 }
 
 fn listed(holders: &[Holder]) -> String {
@@ -148,22 +175,27 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     let device = format!("/dev/rbd{}, client at {}", mapping.id, mapping.client_address);
     let dead = image.survey.dead_mappings().find(|(dead, _)| dead.id == mapping.id);
     let kept = kept(image.survey, mapping);
-    let finding = match (&dead, busy(image.survey, mapping)) {
-        (Some((_, entry)), _) => {
+    let useless = read_only(image, mapping);
+    let finding = match (&dead, busy(image.survey, mapping), useless) {
+        (Some((_, entry)), _, _) => {
             let detail = format!("{device}, on the blocklist until {}", entry.until);
             Finding::new(Code::MappingDead, detail)
         }
-        (None, Some((severity, holders))) => {
+        (None, None | Some((Severity::Warning, _)), Some(severity)) => {
+            Finding::new(Code::MappingReadOnly, device).severity(severity)
+        }
+        (None, Some((severity, holders)), _) => {
             Finding::new(Code::MappingBusy, format!("{device}: {holders}")).severity(severity)
         }
-        (None, None) => Finding::new(Code::MappingLeftover, device),
+        (None, None, None) => Finding::new(Code::MappingLeftover, device),
     };
     let action = unmap(mapping);
     let command = action.command_line();
     // A healthy mapping is what PVE wants to find when the guest is about to start, unless it hides something.
     // One with a client of its own is there because the shared client is dead.
     let on_purpose = is_unshared(mapping) && shared_client_is_dead(image);
-    let wanted = dead.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let useless = dead.is_some() || useless.is_some();
+    let wanted = useless || (!map && !on_purpose) || image.wants_change_unmapped();
     let just_made = image.survey.history.iter().any(|r| r.done() && r.action.is_map());
     let why_not = (image.guest_forbidden.clone())
         .or(kept)
@@ -172,6 +204,7 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
                 .then(|| "PVE has opened it for this start".to_owned())
         })
         .or_else(|| (!wanted || just_made).then(|| "PVE uses it for the start".to_owned()))
+        .or_else(|| fresh(image.survey, mapping, image.scope).filter(|_| dead.is_none()))
         .or_else(|| image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}")));
     let mut finding = match why_not {
         Some(why) if finding.code == Code::MappingLeftover => {
@@ -208,13 +241,35 @@ fn passes(survey: &Survey, mapping: &Mapping) -> bool {
     })
 }
 
+/// How grave it is that the device can only be read; `None` if it can be written, or need not be. QEMU opens what it is
+/// to write with `O_RDWR` and fails; `mount` goes on for reading only.
+fn read_only(image: &Image, mapping: &Mapping) -> Option<Severity> {
+    let disk = &image.disk.disk;
+    match (mapping.read_only?, disk.role) {
+        (false, _) | (_, Role::Cdrom | Role::Vmstate) => None,
+        _ if disk.read_only => None,
+        (true, Role::Rootfs | Role::Mountpoint) => Some(Severity::Warning),
+        (true, Role::Disk | Role::Efi | Role::Tpm | Role::Cloudinit) => Some(Severity::Blocker),
+    }
+}
+
+/// Two containers of one node may share a volume: the kernel has one file system for both. The other one is known if it
+/// runs here and its config names the image.
+fn is_shared(survey: &Survey, mapping: &Mapping, holder: &Holder) -> bool {
+    let Holder::Mount { seen_by: Some(Process { guest: Some(vmid), .. }), .. } = holder else { return false };
+    let users = survey.node.mapping_users.get(&mapping.id);
+    let runs = users.and_then(|users| users.guests.get(vmid)) == Some(&Reading::Known(true));
+    survey.guest.kind == Kind::Lxc && *vmid != survey.guest.vmid && runs
+}
+
 /// What has the device open while the guest does not run. A volume group that the node has activated is a nuisance;
 /// a process or a mount is a second user of the disk.
 fn busy(survey: &Survey, mapping: &Mapping) -> Option<(Severity, String)> {
     let holders = survey.node.mapping_users.get(&mapping.id)?.holders.known()?;
+    let holders: Vec<Holder> = holders.iter().filter(|h| !is_shared(survey, mapping, h)).cloned().collect();
     let harmless = holders.iter().all(|holder| matches!(holder, Holder::Block { .. }));
     let severity = if harmless { Severity::Warning } else { Severity::Unsafe };
-    (!holders.is_empty()).then(|| (severity, listed(holders)))
+    (!holders.is_empty()).then(|| (severity, listed(&holders)))
 }
 
 /// The kernel client that a plain map of the image would share is dead, and something keeps it alive.

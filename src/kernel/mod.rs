@@ -49,6 +49,9 @@ pub struct Mapping {
     /// It is mapped for reading only.
     #[serde(default)]
     pub read_only: Option<bool>,
+    /// Since when, in seconds since 1970: when `/dev/rbdN` was made (`devtmpfs`), where the kernel tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
     /// Block devices built on it (`dm-3`); `None` where that could not be read.
     #[serde(default)]
     pub holders: Option<Vec<String>>,

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// How often a device is read again that vanishes while it is read.
 const TRIES: u32 = 5;
@@ -94,8 +94,21 @@ fn try_mapping(root: &Root, device: &Path, id: u32) -> Result<Mapping, (PathBuf,
         size: optional("size").and_then(|size| size.parse().ok()),
         features: optional("features").and_then(|text| features(&text)),
         read_only: read(&root.path(format!("/sys/block/rbd{id}/ro"))).ok().map(|ro| ro != "0"),
+        since: made_at(&root.path(format!("/dev/rbd{id}"))),
         holders: holders(&root.path(format!("/sys/block/rbd{id}")), id).ok(),
     })
+}
+
+/// When a device's node was made, in seconds since 1970. A `devtmpfs` keeps that since Linux 5.17; nothing that is done to
+/// the device changes it.
+fn made_at(node: &Path) -> Option<u64> {
+    let made = fs::symlink_metadata(node).ok()?.created().ok()?;
+    Some(made.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// One mapping as it is now; `None` if it is not mapped any more.
+pub fn mapping_now(root: &Root, id: u32) -> Reading<Option<Mapping>> {
+    mapping(root, &root.path(format!("/sys/bus/rbd/devices/{id}")), id).into()
 }
 
 /// `0x1bf`, also with leading zeros.
@@ -222,6 +235,7 @@ pub(super) mod tests {
             size: Some(34_359_738_368),
             features: Some(Features(0x3d)),
             read_only: Some(false),
+            since: None,
             holders: Some(vec!["dm-0".into(), "dm-1".into()]),
         };
         assert_eq!(known(&root), [expected]);

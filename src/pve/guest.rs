@@ -90,6 +90,9 @@ pub struct Disk {
     /// It is in a CD drive (`media=cdrom`).
     #[serde(default)]
     pub cdrom: bool,
+    /// The guest only reads it (`ro=1`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// PVE opens it before it calls the pre-start hook: the cloud-init image, a container's volume on a krbd storage.
     #[serde(default)]
     pub before_hook: bool,
@@ -333,6 +336,7 @@ impl VolumeLine<'_> {
             access: access(source.kind, role, section.krbd),
             role,
             cdrom: self.drive.cdrom,
+            read_only: self.drive.read_only,
             before_hook: before_hook(source, role, section.krbd, name),
             pve_drops,
         })

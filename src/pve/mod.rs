@@ -7,6 +7,7 @@ pub mod guest;
 pub mod ha;
 mod hosts;
 pub mod load;
+pub mod lock;
 pub mod node;
 mod property;
 pub mod snippet;

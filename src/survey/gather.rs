@@ -11,6 +11,7 @@ use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::load::{Index, load};
+use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::pve::whereabouts::Whereabouts;
@@ -313,12 +314,15 @@ fn look_at_mappings(root: &Root, named: &Named, surveys: &mut [Survey]) {
         for (id, mapping) in mappings {
             let spec = Spec::of_mapping(&mapping);
             let here = named.by(&mapping.fsid, &spec).filter(|guest| guest.node == survey.node.name);
-            let guests = here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
+            let guests: BTreeMap<u32, Reading<bool>> =
+                here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
+            let stopped = guests.iter().filter(|(_, running)| **running == Reading::Known(false));
+            let locked = stopped.map(|(vmid, _)| (*vmid, lock::is_held(root, *vmid))).collect();
             let holders = match &holders {
                 Reading::Known(all) => Reading::Known(all.get(&id).cloned().unwrap_or_default()),
                 Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
             };
-            survey.node.mapping_users.insert(id, MappingUsers { holders, guests });
+            survey.node.mapping_users.insert(id, MappingUsers { holders, guests, locked });
         }
     }
 }
