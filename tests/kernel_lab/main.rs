@@ -10,6 +10,7 @@ mod images;
 mod incident;
 mod limits;
 mod locks;
+mod names;
 mod start;
 
 use common::node::Ran;
