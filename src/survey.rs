@@ -134,7 +134,7 @@ impl Survey {
     }
 
     fn is_mapping_of(&self, disk: &DiskFacts, mapping: &Mapping) -> bool {
-        let gone = matches!(disk.reading, Some(ImageReading::ImageMissing));
+        let gone = disk.reading.as_ref().is_some_and(ImageReading::is_gone);
         mapping.snapshot.is_none()
             && !gone
             && self.is_of(disk, ImageIdentity::of_mapping(mapping)) != Same::No
@@ -146,7 +146,10 @@ impl Survey {
         let all = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
         let (own, linked) = (self.identity(disk), disk.linked_number());
         // Of an image that was not read nobody can say that another one is not it.
-        let read = matches!(disk.reading, Some(ImageReading::Found(_) | ImageReading::ImageMissing));
+        let read = match &disk.reading {
+            Some(ImageReading::Found(_)) => true,
+            other => other.as_ref().is_some_and(ImageReading::is_gone),
+        };
         all.filter(move |mapping| {
             let theirs = ImageIdentity { id: None, ..ImageIdentity::of_mapping(mapping) };
             let by_name = mapping.snapshot.is_none() && own.is_some_and(|own| own.may_be(theirs));

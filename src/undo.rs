@@ -207,6 +207,7 @@ fn unread(survey: &Survey, disk: &DiskFacts) -> String {
         (Some(ImageReading::Unknown(failure) | ImageReading::ParentMissing(failure)), _) => {
             failure.to_string()
         }
+        (Some(ImageReading::InTrash(_)), _) => "it is in the trash".to_owned(),
         (Some(ImageReading::ImageMissing), _) => "there is no such image any more".to_owned(),
         (Some(ImageReading::PoolMissing), _) => "its pool is gone".to_owned(),
         (Some(ImageReading::NamespaceMissing), _) => "its namespace is gone".to_owned(),

@@ -229,6 +229,12 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
     ] {
         node.write(&format!("/sys/bus/rbd/devices/0/{attribute}"), &format!("{value}\n"));
     }
+    let trashed = format!("rbd/vm-{vmid}-disk-8");
+    node.image(&trashed, DEFAULT);
+    node.lab.rbd(&["trash", "mv", &trashed]);
+    let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
+    node.append(&config, &format!("scsi8: ceph-krbd:vm-{vmid}-disk-8,ro=1\n"));
+    node.write("/dev/rbd0", "");
     node.write("/sys/block/rbd0/ro", "0\n");
     node.write("/sys/block/rbd0/dev", "252:0\n");
     node.write("/sys/block/rbd0/holders/dm-3/x", "");
@@ -245,6 +251,11 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
     assert_eq!(survey["node"]["kernel"]["mappings"]["known"][0]["id"], 0, "{survey:#}");
     let holders = &survey["node"]["mapping_users"]["0"]["holders"]["known"];
     assert_eq!(holders[0]["block"]["name"], "crypt", "{survey:#}");
+    let locked = &survey["node"]["mapping_users"]["0"]["locked"];
+    assert_eq!(locked[vmid.to_string()], json!({ "known": false }), "{survey:#}");
+    assert!(survey["node"]["kernel"]["mappings"]["known"][0]["since"].is_u64(), "{survey:#}");
+    assert!(survey["disks"][1]["reading"]["in_trash"][0]["id"].is_string(), "{survey:#}");
+    assert_eq!(survey["disks"][1]["read_only"], true, "{survey:#}");
     let wrong = faults("docs/survey.schema.json", "", &survey);
     assert!(wrong.is_empty(), "not a survey:\n{wrong}\n{survey:#}");
 }

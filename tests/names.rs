@@ -131,3 +131,101 @@ fn what_an_older_version_wrote_does_not_say_which_image_it_was() {
     assert_eq!((ran.code, node.features(&spec)), (4, before), "{ran:?}");
     assert!(ran.stdout.contains("an older version wrote it"), "{ran:?}");
 }
+
+/// The codes of what is told besides the state of the lab's cluster.
+fn stoppers(report: &Value) -> Vec<String> {
+    codes(report).into_iter().filter(|code| code != "cluster-health").collect()
+}
+
+/// In the pool, and in a namespace: what was deleted last comes first, and the command that is told brings it back.
+#[test]
+fn an_image_in_the_trash_is_told_with_what_brings_it_back() {
+    for (storage, place) in [("ceph-krbd", "rbd"), ("ceph-ns", "pool2/tenant")] {
+        let (node, vmid, spec) = Node::with_vm_on(storage, place, DEFAULT);
+        let first = id(&node.lab, &spec);
+        node.lab.rbd(&["trash", "mv", &spec]);
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        node.image(&spec, DEFAULT);
+        let last = id(&node.lab, &spec);
+        node.lab.rbd(&["trash", "mv", &spec, "--expires-at", "2037-01-02 03:04:05"]);
+        let report = node.check(vmid);
+        assert_eq!(stoppers(&report), ["image-in-trash"], "{report:#}");
+        let found = finding(&report, "image-in-trash");
+        let detail = found["detail"].as_str().unwrap();
+        let (a, b) = (detail.find(&last).unwrap(), detail.find(&first).unwrap());
+        assert!(
+            a < b && detail.contains("kept until 2037-01-0") && detail.contains("purged at any time"),
+            "{detail}"
+        );
+        assert_eq!(report["disks"][0]["state"], "image-in-trash");
+        let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
+        assert!(ran.code == 3 && ran.stderr.contains(&format!("trash restore {last}")), "{ran:?}");
+
+        let command = found["remedy"]["commands"][0].as_str().unwrap();
+        let ran = std::process::Command::new("/bin/sh").args(["-c", command]).output().unwrap();
+        assert!(ran.status.success(), "{command}: {ran:?}");
+        assert_eq!(id(&node.lab, &spec), last);
+        assert_eq!(node.run(["check", &vmid.to_string()]).code, 0);
+    }
+}
+
+/// `ceph osd blocklist add HOST`, as fence agents do: every client of this node is shut out.
+#[test]
+fn a_node_that_is_on_the_blocklist_as_a_whole_is_told_so() {
+    let node = Node::on(Lab::own(&[]));
+    let vmid = new_vmid();
+    node.image(&format!("rbd/vm-{vmid}-disk-0"), DEFAULT);
+    node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
+    assert_eq!(node.run(["check", &vmid.to_string()]).code, 0);
+    node.lab.ceph(&["osd", "blocklist", "add", "127.0.0.1", "600"]);
+    let report = node.check(vmid);
+    assert_eq!(stoppers(&report), ["node-blocklisted"], "{report:#}");
+    let found = finding(&report, "node-blocklisted");
+    let detail = found["detail"].as_str().unwrap();
+    assert!(detail.starts_with("127.0.0.1:0/0 until 20"), "{detail}");
+    let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert!(
+        ran.code == 3 && ran.stderr.contains("127.0.0.1:0/0 until 20") && !ran.stderr.contains("(108)"),
+        "{ran:?}"
+    );
+    // What QEMU and the kernel would get.
+    let rbd = node.lab.try_rbd(&["info", &format!("rbd/vm-{vmid}-disk-0")]);
+    assert!(!rbd.status.success(), "{rbd:?}");
+    node.lab.ceph(&["osd", "blocklist", "rm", "127.0.0.1:0/0"]);
+    common::wait_until("the node is let in again", std::time::Duration::from_secs(20), || {
+        node.run(["check", &vmid.to_string()]).code == 0
+    });
+}
+
+/// A full OSD: reads are answered, writes wait.
+#[test]
+fn a_full_pool_is_told_also_where_the_start_is_stopped() {
+    let node = Node::on(Lab::own(&[]));
+    let vmid = new_vmid();
+    let image = format!("rbd/vm-{vmid}-disk-0");
+    node.image(&image, DEFAULT);
+    let write = format!(
+        "head -c 8388608 /dev/urandom | rbd --conf {} --id admin --keyring {} import --no-progress - rbd/filler",
+        node.lab.conf(),
+        node.lab.keyring("admin")
+    );
+    assert!(std::process::Command::new("/bin/sh").args(["-c", &write]).status().unwrap().success());
+    for (ratio, value) in [("backfillfull", "0.0002"), ("nearfull", "0.0001"), ("full", "0.0003")] {
+        node.lab.ceph(&["osd", &format!("set-{ratio}-ratio"), value]);
+    }
+    common::wait_until("the pool is full", std::time::Duration::from_secs(60), || {
+        node.lab.ceph(&["health"]).contains("pool(s) full")
+    });
+    node.vm(vmid, &format!("scsi0: ceph-librbd:vm-{vmid}-disk-0\n"));
+    let report = node.check(vmid);
+    let full = finding(&report, "cluster-full");
+    assert_eq!((&full["severity"], &report["verdict"]), (&json!("warning"), &json!("ready")), "{report:#}");
+    assert!(full["detail"].as_str().unwrap().starts_with("full: rbd (OSD_FULL: 1 full osd(s)"), "{full}");
+    let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert!(ran.code == 0 && ran.stderr.contains("cluster-full"), "{ran:?}");
+    let missing = format!("scsi1: ceph-librbd:vm-{vmid}-disk-9\n");
+    node.append(&format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"), &missing);
+    let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert!(ran.code == 3 && ran.stderr.contains("the start is stopped (image-missing)"), "{ran:?}");
+    assert!(ran.stderr.contains("cluster-full"), "{ran:?}");
+}

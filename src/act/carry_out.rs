@@ -186,7 +186,7 @@ impl Hands<'_> {
         }
         match still_there(&sysfs::mapping_now(self.root, device), action) {
             Some(why) => withheld(format!("/dev/rbd{device} {why}")),
-            None => holding(held, || self.run(action, progress)),
+            None => holding_for(PVE_PATIENCE, held, || self.run(action, progress)),
         }
     }
 
@@ -227,13 +227,13 @@ fn still_there(now: &Reading<Option<Mapping>>, action: &Action) -> Option<String
     }
 }
 
-/// Does something under PVE's locks, and gives them back when it is done, or when PVE would not wait any longer.
-fn holding<T: Send>(held: Vec<Held>, work: impl FnOnce() -> T + Send) -> T {
+/// Does something under PVE's locks, and gives them back when it is done, or after a while.
+fn holding_for<T: Send>(patience: Duration, held: Vec<Held>, work: impl FnOnce() -> T + Send) -> T {
     let (done, ended) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         // Where no thread can be had they are given back at once.
         let keeper = std::thread::Builder::new().spawn_scoped(scope, move || {
-            let _ = ended.recv_timeout(PVE_PATIENCE);
+            let _ = ended.recv_timeout(patience);
             drop(held);
         });
         if let Err(error) = keeper {
@@ -393,6 +393,147 @@ mod tests {
         attribute(&log, &BTreeSet::from([7]), &mut reports);
         assert_eq!(reports[0].kernel_log, ["rbd: rbd8: peer will not release lock"]);
         assert_eq!(reports[1].kernel_log.len(), 2);
+    }
+
+    /// A node on which /dev/rbd0 is the image of this id, and guest 516 names it.
+    fn node(image_id: &str) -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let device = [
+            ("pool", "rbd"),
+            ("name", "a"),
+            ("current_snap", "-"),
+            ("cluster_fsid", "f"),
+            ("client_addr", "10.0.0.1:0/1"),
+            ("client_id", "client1"),
+            ("image_id", image_id),
+        ];
+        for (file, text) in device {
+            let file = root.path(format!("/sys/bus/rbd/devices/0/{file}"));
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        }
+        std::fs::create_dir_all(root.path("/var/lock/qemu-server")).unwrap();
+        (directory, root)
+    }
+
+    /// What was seen there before: nobody is at guest 516, which names the image.
+    fn seen() -> Survey {
+        serde_json::from_value(json!({
+            "schema": 1, "taken_at": 0,
+            "node": {
+                "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
+                "kernel": { "release": "6.14", "version": [6, 14], "module_loaded": true,
+                            "supported": { "known": [] }, "mappings": { "known": [] } },
+                "mapping_users": { "0": { "holders": { "known": [] }, "guests": { "516": { "known": false } },
+                                          "locked": { "516": { "known": false } } } },
+            },
+            "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
+                       "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
+            "storages": {}, "clusters": [], "disks": [],
+        }))
+        .unwrap()
+    }
+
+    struct Asks(Action);
+
+    impl Rule for Asks {
+        fn wanted(&self, _: &Survey) -> Vec<Action> {
+            vec![self.0.clone()]
+        }
+
+        fn why_not(&self, _: &Survey, _: &Action) -> Option<String> {
+            None
+        }
+    }
+
+    /// Notes whether PVE could begin something with guest 516 while the command ran.
+    struct Notes<'a>(&'a Root, std::sync::Mutex<Vec<bool>>);
+
+    impl Runner for Notes<'_> {
+        fn run_watched(
+            &self,
+            command: &crate::process::Command,
+            _: &mut dyn FnMut(Stream, &[u8]),
+        ) -> Result<Outcome> {
+            let file = self.0.path("/var/lock/qemu-server/lock-516.conf");
+            let pve = std::fs::File::open(file).map(|file| {
+                nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+            });
+            self.1.lock().unwrap().push(pve.unwrap_or(true));
+            Ok(Outcome {
+                command: command.display(),
+                status: Status::Exit(0),
+                stdout: Vec::new(),
+                stdout_truncated: false,
+                stderr_tail: String::new(),
+                duration: Duration::ZERO,
+                survived_kill: false,
+            })
+        }
+    }
+
+    /// Unmaps /dev/rbd0 as the image 12ab; what came of it, and for each command whether PVE was shut out meanwhile.
+    fn unmapped(root: &Root) -> (ActionResult, Vec<bool>) {
+        let action = failed_with(Change::Unmap { device: 0 }).action;
+        let runner = Notes(root, std::sync::Mutex::default());
+        let (run, rule) = (RunId("r".into()), Asks(action.clone()));
+        let time_limit = Duration::from_secs(5);
+        let hands = Hands { root, vmid: 516, run: &run, rule: &rule, runner: &runner, time_limit };
+        let result = hands.carry_out(&[action], &|| Ok(seen()), &|_| ()).remove(0).result;
+        (result, runner.1.into_inner().unwrap())
+    }
+
+    #[test]
+    fn a_device_whose_number_is_another_images_by_now_is_not_unmapped() {
+        let (_directory, root) = node("34cd");
+        let (result, commands) = unmapped(&root);
+        assert_eq!(result, withheld("/dev/rbd0 is another image by now: rbd/a".into()));
+        assert!(commands.is_empty());
+        std::fs::remove_dir_all(root.path("/sys/bus/rbd/devices/0")).unwrap();
+        assert_eq!(unmapped(&root).0, withheld("/dev/rbd0 is not mapped any more".into()));
+        let (_directory, root) = node("1");
+        assert!(matches!(unmapped(&root).0, ActionResult::Done { .. }));
+    }
+
+    #[test]
+    fn pve_begins_nothing_with_a_guest_whose_disk_is_being_unmapped() {
+        let (_directory, root) = node("1");
+        let (result, pve_could) = unmapped(&root);
+        assert!(
+            matches!(result, ActionResult::Done { .. }),
+            "nobody was at the guest since the boot: {result:?}"
+        );
+        assert_eq!(pve_could, [true]);
+        let pve = std::fs::File::create(root.path("/var/lock/qemu-server/lock-516.conf")).unwrap();
+        let (_, pve_could) = unmapped(&root);
+        assert_eq!(pve_could, [false]);
+        let _pve = nix::fcntl::Flock::lock(pve, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+        let (result, commands) = unmapped(&root);
+        assert_eq!(result, withheld("somebody has come to guest 516 (PVE's lock of it is held)".into()));
+        assert!(commands.is_empty());
+    }
+
+    #[test]
+    fn pves_lock_is_not_held_for_longer_than_pve_waits() {
+        let (_directory, root) = node("1");
+        let file = root.path("/var/lock/qemu-server/lock-516.conf");
+        std::fs::write(&file, "").unwrap();
+        let held = lock::hold(&root, 516).unwrap().into_iter().collect();
+        let free = || {
+            let file = std::fs::File::open(&file).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+        };
+        let patience = Duration::from_millis(50);
+        let freed = holding_for(patience, held, || {
+            let until = Instant::now() + Duration::from_secs(20);
+            let began = free();
+            while !free() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (began, free())
+        });
+        assert_eq!(freed, (false, true));
     }
 
     #[test]

@@ -310,8 +310,10 @@ fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
     report.findings.iter().filter(|f| f.severity >= Severity::Unknown)
 }
 
+/// What stops the start, and what is known to make starts hang: it may be the true cause.
 fn tell_stoppers(report: &GuestReport) {
-    for finding in stoppers(report) {
+    let hangs = report.findings.iter().filter(|finding| finding.code == Code::ClusterFull);
+    for finding in stoppers(report).chain(hangs) {
         tell(&text::finding(finding));
     }
 }

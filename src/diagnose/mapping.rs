@@ -1,6 +1,6 @@
 //! What this node's kernel has mapped, through which client, and what came of mapping more.
 
-use crate::action::{Action, ActionReport, Change, Target};
+use crate::action::{Action, ActionResult, Change, Target};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::Spec;
 use crate::diagnose::code::{Code, Severity};
@@ -133,11 +133,14 @@ pub(super) fn fresh(survey: &Survey, mapping: &Mapping, scope: Scope) -> Option<
         .then(|| format!("{device} was mapped {seconds} s ago: whoever did it may be about to open it"))
 }
 
-/// Why an unmap that was tried is not tried again.
+/// Why an unmap that was tried in this run is not tried again.
 pub(super) fn gave_up(survey: &Survey, action: &Action) -> Option<String> {
-    let tried = survey.history.iter().filter(|report| report.action == *action);
-    let failed = tried.filter_map(ActionReport::failure).last();
-    failed.map(|(_, message)| format!("it was tried and failed: {message}"))
+    let last = survey.history.iter().rev().find(|report| report.action == *action)?;
+    match &last.result {
+        ActionResult::Failed { message, .. } => Some(format!("it was tried and failed: {message}")),
+        ActionResult::Withheld { why } | ActionResult::Busy { why } => Some(why.clone()),
+        ActionResult::Planned | ActionResult::Done { .. } => None,
+    }
 }
 
 fn listed(holders: &[Holder]) -> String {

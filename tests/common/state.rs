@@ -279,7 +279,10 @@ impl State {
         let process = Process { pid: 1, command: "dd".into(), guest: None };
         let holder = Holder::Process { device: "rbd0".into(), process };
         let holders = Reading::Known(if busy { vec![holder] } else { Vec::new() });
-        survey.node.mapping_users.insert(0, MappingUsers { holders, guests: BTreeMap::new() });
+        survey
+            .node
+            .mapping_users
+            .insert(0, MappingUsers { holders, guests: BTreeMap::new(), locked: BTreeMap::new() });
     }
 
     /// One of some words that are shown and never compared; each comes up in some states.
