@@ -168,6 +168,11 @@ impl<'a> Image<'a> {
         self.survey.history.iter().filter(move |report| report.action.target.identity().may_be(own))
     }
 
+    /// This run has mapped it.
+    pub fn was_mapped(&self) -> bool {
+        self.history().any(|report| report.done() && report.action.is_map())
+    }
+
     /// What this run has done on this image since its last change that was made: what failed before that one
     /// may have failed because of what it mended.
     pub fn recent(&self) -> Vec<&'a ActionReport> {

@@ -199,7 +199,7 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     let on_purpose = is_unshared(mapping) && shared_client_is_dead(image);
     let useless = dead.is_some() || useless.is_some();
     let wanted = useless || (!map && !on_purpose) || image.wants_change_unmapped();
-    let just_made = image.survey.history.iter().any(|r| r.done() && r.action.is_map());
+    let just_made = image.was_mapped();
     let why_not = (image.guest_forbidden.clone())
         .or(kept)
         .or_else(|| {
