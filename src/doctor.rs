@@ -2,6 +2,7 @@
 
 pub mod gather;
 mod guests;
+mod keys;
 mod node;
 mod storages;
 
@@ -11,6 +12,7 @@ use crate::ceph::image::ImageReading;
 use crate::kernel::KernelFacts;
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Access, Guest};
+use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
 use crate::reading::Reading;
 use crate::report::attach::OtherNode;
@@ -71,6 +73,8 @@ pub struct Facts {
     pub programs: BTreeMap<&'static str, Option<String>>,
     /// librados and librbd can be loaded.
     pub libraries: Works,
+    /// The release of Ceph that they are of; `None` if they do not say.
+    pub release: Option<String>,
     /// The kernel.
     pub kernel: KernelFacts,
     /// The rbd module could be loaded; `None` where it is loaded, or where that cannot be asked.
@@ -112,6 +116,8 @@ pub struct StorageFacts {
     pub cluster: Reading<(ClusterFacts, ImageReading)>,
     /// What its user may do.
     pub caps: Reading<Caps>,
+    /// What is known of its keyring; `None` without one.
+    pub keyring: Option<KeyringFacts>,
 }
 
 /// The snippet on this node.

@@ -4,10 +4,12 @@
 
 mod pass;
 mod quote;
+mod secret;
 mod system;
 
 pub use pass::{become_program, pass_through};
 pub use quote::quoted;
+pub use secret::masked;
 pub use system::{System, find};
 
 use anyhow::{Context, Result, bail};
@@ -64,7 +66,7 @@ pub struct Outcome {
     pub stdout: Vec<u8>,
     /// There was more.
     pub stdout_truncated: bool,
-    /// The last [`STDERR_TAIL`] bytes of its standard error, fit for a terminal: line ends, tabs and text.
+    /// The last [`STDERR_TAIL`] bytes of its standard error, fit for a terminal: line ends, tabs and text; keys are masked.
     pub stderr_tail: String,
     /// How long it took.
     pub duration: Duration,

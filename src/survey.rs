@@ -1,5 +1,6 @@
 //! The survey: everything that was seen of a guest, as one plain value.
 
+mod clients;
 mod fsids;
 mod gather;
 
@@ -16,6 +17,7 @@ use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
+use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
@@ -63,6 +65,9 @@ pub struct NodeFacts {
     /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`.
     #[serde(default)]
     pub whereabouts: BTreeMap<String, String>,
+    /// The release of this node's `rbd`, `20.2.4`; only looked for where one of its kernel clients is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rbd_release: Option<Reading<String>>,
 }
 
 /// Who uses a mapping of this node.
@@ -90,6 +95,13 @@ pub struct StorageFacts {
     /// What its user may do; only looked for where a lock is to be broken.
     #[serde(default)]
     pub caps: Option<Reading<Caps>>,
+    /// What is known of its keyring, of whose content nothing but the key's type is kept; `None` without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<KeyringFacts>,
+    /// When its keyring was last written, seconds since 1970; only looked for where a kernel client of the cluster is
+    /// dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring_written: Option<u64>,
 }
 
 /// A disk and what Ceph says of its image.
@@ -103,6 +115,10 @@ pub struct DiskFacts {
     /// The device that PVE's link to the image leads to: `rbd0`.
     #[serde(default)]
     pub linked_device: Option<String>,
+    /// What `rbd map` takes by default for the image (`rbd_default_map_options`); only looked for where the kernel opens
+    /// it and a kernel client of its cluster is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_options: Option<Reading<String>>,
     /// Other guests whose configs name the same image.
     pub shared_with: Vec<u32>,
 }

@@ -9,7 +9,10 @@ use rbd_preflight::ceph::cluster::ClusterFacts;
 use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Snapshot, Spec, Watcher};
 use rbd_preflight::ceph::lock::{NotBroken, break_stale_lock};
+use rbd_preflight::ceph::map_options::{read_map_options, read_release};
 use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::kernel::Mapping;
+use rbd_preflight::kernel::client::{Identity, PlainMap, Sharing};
 use rbd_preflight::reading::Reading;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -426,6 +429,88 @@ fn the_blocklist_health_and_options_are_the_clusters() {
         let health = known(&read_all(&lab, &[]).0.health);
         health.status == "HEALTH_WARN" && health.checks.iter().any(|(code, _)| code == "POOL_NO_REDUNDANCY")
     });
+}
+
+/// What `rbd map` writes to the kernel: to a file in its place, in a mount namespace of its own. The key is left out.
+fn written_by_map(lab: &Lab, spec: &Spec, options: &[&str]) -> String {
+    const SCRIPT: &str = r#"
+        mount --make-private /sys && mount -t tmpfs none /sys/bus && mkdir -p /sys/bus/rbd/devices && add=/sys/bus/rbd/add_single_major && : >$add || exit
+        rbd map "$@" >/dev/null & n=0
+        # It would wait for its device.
+        while [ ! -s $add ] && kill -0 $! 2>/dev/null && [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done
+        kill -9 $! 2>/dev/null
+        sed 's/secret=[^, ]*/key=client.admin/' $add"#;
+    let spec = spec.to_string();
+    let mut command = Command::new("unshare");
+    command
+        .env("CEPH_CONF", lab.conf())
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", SCRIPT, "sh", &spec])
+        .args(options);
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(" name=admin,"), "{text} {}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// What a map asks the kernel for is known before: on every release, wherever the options are set.
+#[test]
+fn a_map_asks_for_what_was_said() {
+    let lab = Lab::own(&[]);
+    let (a, b) = (lab.image("a", &[]), lab.image("b", &[]));
+    let tenant = Spec { pool: "pool2".into(), namespace: Some("tenant".into()), image: "c".into() };
+    lab.rbd(&["create", "--size", "8M", &tenant.to_string()]);
+    let (pool, pool2) = (a.pool.clone(), "pool2");
+    let release = read_release();
+    println!("rbd is {release:?}");
+    let steps: [&[&str]; 7] = [
+        &[],
+        &["config", "global", "set", "client", "rbd_default_map_options", "osd_idle_ttl=61"],
+        &["config", "pool", "set", &pool, "rbd_default_map_options", "nocrc,queue_depth=64"],
+        &["config", "pool", "set", pool2, "rbd_default_map_options", "ms_mode=secure"],
+        &["config", "image", "set", &a.to_string(), "rbd_default_map_options", "ms_mode=legacy,noudev"],
+        &["config", "image", "set", &b.to_string(), "rbd_default_map_options", "rxbounce,share"],
+        &[
+            "config",
+            "image",
+            "set",
+            &tenant.to_string(),
+            "rbd_default_map_options",
+            "crush_location=host:a|rack:b",
+        ],
+    ];
+    let mut told = Vec::new();
+    for step in steps {
+        if !step.is_empty() {
+            lab.rbd(step);
+        }
+        let specs = [&a, &b, &tenant];
+        let images: Vec<(Spec, String)> = specs.map(|spec| (spec.clone(), facts(&lab, spec).id)).into();
+        let options = read_map_options(&lab.connection("admin"), &images, LIMIT);
+        for ((spec, defaults), windows) in specs.iter().zip(&options).zip([false, true, true]) {
+            let asked = if windows { &["--options", "rxbounce"][..] } else { &[] };
+            let text = written_by_map(&lab, spec, asked);
+            let mapping: Mapping = serde_json::from_value(json!({
+                "id": 0, "pool": "", "namespace": null, "image": "", "snapshot": null, "fsid": "f",
+                "client_address": "", "client": 1, "options": text.split(' ').nth(1).unwrap(),
+            }))
+            .unwrap();
+            let map = PlainMap {
+                fsid: "f",
+                user: "admin",
+                keyring: true,
+                rxbounce: windows,
+                defaults,
+                release: &release,
+            };
+            let (ours, theirs) = (Identity::of_map(&map), Identity::of_mapping(&mapping));
+            assert_eq!(ours.told(), theirs.told(), "{step:?} {spec}: {text}");
+            assert!(matches!(ours.takes(&theirs), Sharing::Yes), "{step:?} {spec}: {text}");
+            told.push(ours.told());
+        }
+    }
+    told.sort();
+    told.dedup();
+    assert!(told.len() >= 7, "{told:?}");
 }
 
 #[test]

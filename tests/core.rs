@@ -462,18 +462,44 @@ fn disks_are_mapped_last_and_only_if_the_guest_will_start() {
     );
 }
 
+/// What is looked for where a kernel client is dead: what maps take by default, and which `rbd` it is.
+fn set_defaults(survey: &mut Value, options: &str, release: &str) {
+    survey["node"]["rbd_release"] = json!({ "known": release });
+    for disk in survey["disks"].as_array_mut().unwrap() {
+        disk["map_options"] = json!({ "known": options });
+    }
+}
+
+/// An image of another guest, mapped here through client.admin's kernel client of this number.
+fn mapping(device: u32, client: u64, options: &str) -> Value {
+    let comma = if options.is_empty() { "" } else { "," };
+    json!({
+        "id": device, "pool": "rbd", "namespace": null, "image": format!("vm-{}-disk-0", 600 + device),
+        "snapshot": null, "fsid": "f", "client_address": format!("10.0.0.1:0/{client}"), "client": client,
+        "options": format!("name=admin,key=client.admin{comma}{options}"),
+    })
+}
+
+/// These kernel clients are on the blocklist.
+fn blocklist(clients: &[u64]) -> Value {
+    let entry = |client| json!({ "address": format!("10.0.0.1:0/{client}"), "until": "2026-11-23T06:00", "range": false });
+    json!({ "known": clients.iter().map(entry).collect::<Vec<_>>() })
+}
+
+/// The guest of a mapping runs, or does not and nothing has the device open.
+fn users(running: bool) -> Value {
+    json!({ "holders": { "known": [] }, "guests": { "600": { "known": running } } })
+}
+
 /// A dead kernel client that something still uses is stepped round; one that nothing uses is let go.
 #[test]
 fn a_dead_kernel_client_is_unmapped_or_stepped_round() {
     let mut policy = policy("");
     policy.map = true;
     let mut survey = healthy();
-    survey["clusters"][0]["known"]["blocklist"] =
-        json!({ "known": [{ "address": "10.0.0.1:0/5", "until": "2026-11-23T06:00", "range": false }] });
-    survey["node"]["kernel"]["mappings"] = json!({ "known": [{
-        "id": 7, "pool": "rbd", "namespace": null, "image": "vm-600-disk-0", "snapshot": null, "fsid": "f",
-        "client_address": "10.0.0.1:0/5", "client": 5, "options": "name=admin,key=client.admin rbd vm-600-disk-0 -",
-    }] });
+    set_defaults(&mut survey, "", "19.2.6");
+    survey["clusters"][0]["known"]["blocklist"] = blocklist(&[5]);
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [mapping(7, 5, "")] });
     let users =
         |holders: Value, running: Value| json!({ "7": { "holders": holders, "guests": { "600": running } } });
     let no = json!({ "known": false });
@@ -505,7 +531,198 @@ fn a_dead_kernel_client_is_unmapped_or_stepped_round() {
     }
     let mut librbd = survey.clone();
     librbd["disks"] = json!([disk("scsi0", "librbd")]);
-    assert_eq!(see(&librbd).severity("node-client-blocklisted"), Some(Severity::Warning));
+    let seen = see(&librbd);
+    assert_eq!(seen.severity("node-client-blocklisted"), Some(Severity::Warning));
+    assert_eq!((seen.verdict(), seen.changes()), (Verdict::Ready, vec![]));
+}
+
+/// What a guest is to be told of this node's kernel clients.
+enum Told {
+    /// The client that its map would take is dead; its options.
+    Dead(&'static str),
+    /// It lives, or will be made.
+    Fit,
+    /// It is not known which one its map would take.
+    Unknown,
+}
+
+/// One client lives and two are dead, all three with a guest that runs on it: each guest to be started is told what is
+/// true of the client that its own map would take.
+#[test]
+fn of_several_kernel_clients_only_the_shared_one_counts() {
+    let mut survey = healthy();
+    survey["clusters"][0]["known"]["blocklist"] = blocklist(&[5, 6]);
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [mapping(1, 4, ""), mapping(2, 5, "rxbounce"), mapping(3, 6, "ms_mode=prefer-crc")] });
+    survey["node"]["mapping_users"] = json!({ "1": users(true), "2": users(true), "3": users(true) });
+    let mut starting = policy("");
+    starting.map = true;
+    for (ostype, options, release, told) in [
+        ("l26", json!({ "known": "" }), json!({ "known": "19.2.6" }), Told::Fit),
+        ("win11", json!({ "known": "" }), json!({ "known": "19.2.6" }), Told::Dead("rxbounce")),
+        ("l26", json!({ "known": "rxbounce" }), json!({ "known": "19.2.6" }), Told::Dead("rxbounce")),
+        (
+            "l26",
+            json!({ "known": "ms_mode=prefer-crc" }),
+            json!({ "known": "19.2.6" }),
+            Told::Dead("ms_mode=prefer-crc"),
+        ),
+        ("l26", json!({ "known": "" }), json!({ "known": "20.2.4" }), Told::Dead("ms_mode=prefer-crc")),
+        ("l26", json!({ "known": "ms_mode=legacy" }), json!({ "known": "20.2.4" }), Told::Fit),
+        ("win11", json!({ "known": "" }), json!({ "known": "20.2.4" }), Told::Fit),
+        ("win11", json!({ "known": "ms_mode=legacy" }), json!({ "known": "20.2.4" }), Told::Dead("rxbounce")),
+        ("l26", json!({ "known": "noshare" }), json!({ "known": "20.2.4" }), Told::Fit),
+        ("l26", json!({ "known": "" }), unknown(), Told::Unknown),
+        ("l26", unknown(), json!({ "known": "19.2.6" }), Told::Unknown),
+        ("l26", json!(null), json!(null), Told::Unknown),
+        ("win11", unknown(), json!({ "known": "20.2.4" }), Told::Unknown),
+    ] {
+        survey["guest"]["ostype"] = json!(ostype);
+        survey["disks"][0]["map_options"] = options.clone();
+        survey["node"]["rbd_release"] = release.clone();
+        let case = format!("{ostype}, {options}, {release}");
+        let (seen, by_hand) = (see_with(&survey, &starting), see(&survey));
+        let (noshare, rxbounce) = (matches!(told, Told::Dead(_)), ostype == "win11");
+        assert_eq!(seen.changes(), [&Change::Map { noshare, rxbounce }], "{case}");
+        let dead: Vec<&Finding> =
+            by_hand.findings.iter().filter(|f| f.code.name() == "node-client-blocklisted").collect();
+        assert_eq!(dead.len(), 2, "{case}: each by itself");
+        assert!(dead.iter().all(|f| f.severity == Severity::Warning), "{case}");
+        assert!(dead[0].detail.starts_with("client with rxbounce at 10.0.0.1:0/5"), "{}", dead[0].detail);
+        assert!(
+            dead[1].detail.starts_with("client with ms_mode=prefer-crc at 10.0.0.1:0/6"),
+            "{}",
+            dead[1].detail
+        );
+        let stopper = by_hand.findings.iter().find(|f| f.severity == Severity::Blocker);
+        let taken = dead.iter().find(|f| f.remedy.text.contains("of their own (noshare)"));
+        let perhaps = dead.iter().any(|f| f.remedy.text.contains("not known"));
+        match told {
+            Told::Dead(options) => {
+                let summary = &stopper.unwrap().summary;
+                assert!(
+                    summary.contains(&format!("kernel client with {options} is dead")),
+                    "{case}: {summary}"
+                );
+                assert!(taken.unwrap().detail.contains(&format!("client with {options} ")), "{case}");
+                assert_eq!((by_hand.verdict(), by_hand.actions.len()), (Verdict::Repairable, 1), "{case}");
+            }
+            Told::Fit => {
+                assert!(stopper.is_none() && taken.is_none() && !perhaps, "{case}: {:#?}", by_hand.findings);
+                assert!(dead.iter().all(|f| f.summary.contains("their maps do not share it")), "{case}");
+                assert_eq!((by_hand.verdict(), by_hand.actions.len()), (Verdict::Ready, 0), "{case}");
+            }
+            Told::Unknown => {
+                assert!(stopper.is_none() && taken.is_none() && perhaps, "{case}: {:#?}", by_hand.findings);
+                assert_eq!((by_hand.verdict(), by_hand.actions.len()), (Verdict::Ready, 0), "{case}");
+                // The map itself shows it.
+                let failed = json!({ "action": seen.actions[0], "result": "failed", "errno": 108, "message": "shutdown" });
+                let mut survey = survey.clone();
+                survey["history"] = json!([failed]);
+                assert_eq!(
+                    see_with(&survey, &starting).changes(),
+                    [&Change::Map { noshare: true, rxbounce }],
+                    "{case}"
+                );
+            }
+        }
+    }
+}
+
+/// Leftovers of a dead client go for the sake of a map that would take it, and for nothing else.
+#[test]
+fn leftovers_go_only_where_a_map_would_share_their_client() {
+    let mut survey = healthy();
+    survey["clusters"][0]["known"]["blocklist"] = blocklist(&[5]);
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [mapping(1, 4, ""), mapping(2, 5, "rxbounce"), mapping(3, 5, "queue_depth=9,rxbounce")] });
+    survey["node"]["mapping_users"] = json!({ "1": users(true), "2": users(false), "3": users(false) });
+    set_defaults(&mut survey, "", "19.2.6");
+    let linux = see(&survey);
+    assert_eq!(linux.severity("node-client-blocklisted"), Some(Severity::Note));
+    assert_eq!((linux.verdict(), linux.changes()), (Verdict::Ready, vec![]));
+
+    survey["guest"]["ostype"] = json!("win11");
+    let unmaps = [&Change::Unmap { device: 2 }, &Change::Unmap { device: 3 }];
+    assert_eq!(see(&survey).changes(), unmaps);
+    survey["node"]["mapping_users"]["3"] = users(true);
+    assert_eq!(see(&survey).changes(), [&Change::Map { noshare: true, rxbounce: true }], "all or none");
+    survey["node"]["mapping_users"]["3"] = users(false);
+
+    // Nothing is changed on a guess.
+    survey["disks"][0]["map_options"] = unknown();
+    let seen = see(&survey);
+    assert_eq!(seen.severity("node-client-blocklisted"), Some(Severity::Warning));
+    assert_eq!((seen.verdict(), seen.changes()), (Verdict::Ready, vec![]));
+    set_defaults(&mut survey, "", "19.2.6");
+    survey["node"]["kernel"]["mappings"]["known"] =
+        json!([mapping(1, 4, ""), mapping(2, 5, "warp,rxbounce")]);
+    assert_eq!(see(&survey).changes(), [] as [&Change; 0]);
+}
+
+/// A disk that is mapped through a dead client is unmapped, whatever its next map takes; the leftovers of others are left
+/// where that next map takes another client.
+#[test]
+fn a_disk_on_a_dead_client_is_mapped_anew() {
+    let mut survey = healthy();
+    survey["clusters"][0]["known"]["blocklist"] = blocklist(&[5]);
+    let mut own = mapping(1, 5, "");
+    own["image"] = json!("vm-516-disk-scsi0");
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [own, mapping(2, 5, "")] });
+    survey["node"]["mapping_users"] = json!({ "1": users(false), "2": users(false) });
+    set_defaults(&mut survey, "", "19.2.6");
+    let changes = |survey: &Value| {
+        let mut changes: Vec<Change> = see(survey).changes().into_iter().cloned().collect();
+        changes.sort();
+        changes
+    };
+    let (first, second) = (Change::Unmap { device: 1 }, Change::Unmap { device: 2 });
+    assert_eq!(changes(&survey), [first.clone(), second]);
+    set_defaults(&mut survey, "", "20.2.4");
+    let seen = see(&survey);
+    assert_eq!(changes(&survey), [first]);
+    assert_eq!(seen.severity("mapping-dead"), Some(Severity::Blocker));
+    assert_eq!(seen.severity("node-client-blocklisted"), Some(Severity::Warning));
+}
+
+/// The kernel compares keys, and shows none.
+#[test]
+fn a_key_that_may_be_another_makes_it_unknown() {
+    let mut survey = healthy();
+    survey["clusters"][0]["known"]["blocklist"] = blocklist(&[5]);
+    survey["node"]["mapping_users"] = json!({ "1": users(true), "2": users(true) });
+    set_defaults(&mut survey, "", "19.2.6");
+    let dead = mapping(2, 5, "");
+    let at = |time: u64| {
+        let mut dead = dead.clone();
+        dead["made_at"] = json!(time);
+        dead
+    };
+    for (mappings, written, shared) in [
+        (vec![dead.clone()], None, true),
+        (vec![dead.clone()], Some(100), true),
+        (vec![at(100)], Some(100), true),
+        (vec![at(100)], Some(101), false),
+        // Whatever was mapped through it since had the key of the client.
+        (
+            vec![at(100), {
+                let mut later = at(200);
+                later["id"] = json!(1);
+                later
+            }],
+            Some(101),
+            true,
+        ),
+        // Another that looks the same: there are two keys.
+        (vec![dead.clone(), mapping(1, 4, "")], None, false),
+        (vec![dead.clone(), mapping(1, 4, "noshare")], None, true),
+        (vec![dead.clone(), mapping(1, 4, "rxbounce")], None, true),
+    ] {
+        survey["node"]["kernel"]["mappings"] = json!({ "known": mappings });
+        survey["storages"]["ceph"]["keyring_written"] = json!(written);
+        let seen = see(&survey);
+        let expected = if shared { Verdict::Repairable } else { Verdict::Ready };
+        assert_eq!(seen.verdict(), expected, "{mappings:?} {written:?} {:#?}", seen.findings);
+        assert_eq!(seen.severity("node-client-blocklisted"), Some(Severity::Warning));
+    }
 }
 
 /// A map that got no answer is tried again, three times in all; what cannot get better is not.
@@ -742,14 +959,14 @@ fn what_was_mapped_a_moment_ago_is_left_alone_by_hand() {
     mapped(&mut survey, json!("1"));
     let taken_at = survey["taken_at"].as_u64().unwrap();
     for (age, left_alone) in [(0, true), (9, true), (10, false), (3600, false)] {
-        survey["node"]["kernel"]["mappings"]["known"][0]["since"] = json!(taken_at - age);
+        survey["node"]["kernel"]["mappings"]["known"][0]["made_at"] = json!(taken_at - age);
         let seen = see(&survey);
         assert_eq!(seen.changes().is_empty(), left_alone, "{age}: {:?}", seen.findings);
         let after_stop = Policy { scope: Scope::AfterStop, ..policy("") };
         assert_eq!(see_with(&survey, &after_stop).changes().len(), 1, "PVE vouches for its own: {age}");
     }
     // A clock that was set back tells nothing.
-    survey["node"]["kernel"]["mappings"]["known"][0]["since"] = json!(taken_at + 60);
+    survey["node"]["kernel"]["mappings"]["known"][0]["made_at"] = json!(taken_at + 60);
     assert_eq!(see(&survey).changes().len(), 1);
 }
 
@@ -863,4 +1080,159 @@ fn one_name_in_two_clusters_is_no_shared_image_and_has_no_shared_history() {
     survey["history"] = json!([{ "action": one, "result": "failed", "errno": 13, "message": "no" }]);
     let left = see(&survey).actions;
     assert!(left.iter().all(|action| action.target.fsid == "g") && !left.is_empty(), "{left:#?}");
+}
+
+/// The healthy guest, whose storage's user has a key of type aes256k.
+fn with_newer_key() -> Value {
+    let mut survey = healthy();
+    survey["storages"]["ceph"]["keyring"] = json!({
+        "content": { "known": { "key": "aes256k", "newer": 2 } }, "accepted": { "known": true }
+    });
+    survey
+}
+
+/// A mapping of the first disk's image by this node's kernel.
+fn mapped_here() -> Value {
+    json!({ "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null, "fsid": "f",
+            "client_address": "10.0.0.1:0/5", "client": 5, "image_id": "1" })
+}
+
+/// The one finding about a key, its severity and what `check` exits with.
+fn key_finding(survey: &Value) -> Option<(String, Severity, u8)> {
+    let seen = see(survey);
+    let about = |finding: &&Finding| finding.code.name().starts_with("key");
+    let found: Vec<&Finding> = seen.findings.iter().filter(about).collect();
+    assert!(found.len() < 2, "{found:?}");
+    found.first().map(|f| (f.code.name().to_owned(), f.severity, exit_code(&seen.findings) as u8))
+}
+
+#[test]
+fn a_kernel_that_cannot_use_the_key_is_told_by_how_sure_that_is() {
+    let unknown = json!({ "unknown": { "what": "ask the kernel", "message": "libceph is not loaded" } });
+    let unsupported = |severity, exit| Some(("key-type-unsupported".to_owned(), severity, exit));
+    for (takes, version, mapped, expected) in [
+        (json!({ "known": false }), [6, 12], false, unsupported(Severity::Blocker, 3)),
+        (json!({ "known": false }), [7, 0], false, unsupported(Severity::Blocker, 3)),
+        (json!({ "known": false }), [6, 12], true, unsupported(Severity::Warning, 0)),
+        (json!({ "known": true }), [6, 12], false, None),
+        (unknown.clone(), [6, 19], false, unsupported(Severity::Unknown, 1)),
+        (unknown.clone(), [6, 19], true, unsupported(Severity::Warning, 0)),
+        (unknown.clone(), [7, 0], false, None),
+        (unknown.clone(), [0, 0], false, None),
+    ] {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = takes.clone();
+        survey["node"]["kernel"]["version"] = json!(version);
+        if mapped {
+            survey["node"]["kernel"]["mappings"] = json!({ "known": [mapped_here()] });
+            survey["disks"][0]["linked_device"] = json!("rbd0");
+        }
+        assert_eq!(key_finding(&survey), expected, "{takes} {version:?} mapped: {mapped}");
+    }
+}
+
+#[test]
+fn a_kernel_that_no_disk_of_the_storage_needs_may_refuse_the_key() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["disks"] = json!([disk("scsi0", "librbd")]);
+    assert_eq!(key_finding(&survey), None);
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["storages"]["ceph"]["keyring"]["content"]["known"] = json!({ "key": "aes" });
+    assert_eq!(key_finding(&survey), None);
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    survey["disks"][0]["pve_drops"] = json!({ "why": "bad value", "unknown_option": false });
+    assert_eq!(key_finding(&survey), None, "PVE does not see the disk");
+}
+
+/// The setting helps QEMU's disks only, and nothing is mapped in vain.
+#[test]
+fn the_ways_out_are_those_that_there_are_and_nothing_is_mapped() {
+    let told = |change: &dyn Fn(&mut Value)| {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+        change(&mut survey);
+        let seen = see_with(&survey, &Policy { map: true, ..policy("") });
+        assert_eq!(seen.changes(), Vec::<&Change>::new(), "{:?}", seen.findings);
+        let finding = seen.findings.iter().find(|f| f.code.name() == "key-type-unsupported").unwrap();
+        assert!(finding.remedy.text.contains("Linux 7.0") && finding.remedy.text.contains("CVE-2025-30156"));
+        finding.remedy.text.contains("`krbd 0`")
+    };
+    assert!(told(&|_| ()));
+    assert!(!told(&|survey| survey["guest"]["kind"] = json!("lxc")));
+    assert!(!told(&|survey| survey["disks"][0]["role"] = json!("tpm")));
+}
+
+#[test]
+fn a_keyring_that_pve_refuses_stops_every_start_on_its_storage() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": true });
+    survey["disks"] = json!([disk("scsi0", "librbd")]);
+    survey["storages"]["ceph"]["keyring"]["accepted"] = json!({ "known": false });
+    let expected = ("keyring-refused-by-pve".to_owned(), Severity::Blocker, 3);
+    assert_eq!(key_finding(&survey), Some(expected));
+    survey["storages"]["ceph"]["keyring"]["accepted"] = unknown();
+    assert_eq!(key_finding(&survey), None, "not known is no reason");
+}
+
+/// A storage may be left to the administrator, as with every finding about a cluster.
+#[test]
+fn a_finding_about_a_key_is_ignored_for_its_storage() {
+    let mut survey = with_newer_key();
+    survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": false });
+    let seen = see_with(&survey, &policy("storages: { ceph: { ignore: [key-type-unsupported] } }"));
+    assert_eq!(exit_code(&seen.findings) as u8, 0, "{:?}", seen.findings);
+}
+
+#[test]
+fn a_keyring_that_the_libraries_cannot_read_is_why_the_cluster_was_not_asked() {
+    let failed = |errno: i32| json!({ "unknown": { "what": "connect", "errno": errno, "message": "no" } });
+    let malformed = json!({ "malformed": { "line": 3, "why": "it sets neither `key` nor `caps SERVICE`" } });
+    for (key, errno, expected) in [
+        (json!({ "key": "aes256k", "newer": 2 }), 5, "keyring-unreadable"),
+        (json!({ "key": "aes", "newer": 4 }), 5, "keyring-unreadable"),
+        (json!({ "key": malformed }), 5, "keyring-unreadable"),
+        (json!({ "key": malformed }), 2, "keyring-unreadable"),
+        (json!({ "key": malformed }), 13, "cluster-auth-failed"),
+        (json!({ "key": "aes256k", "newer": 2 }), 110, "cluster-unreachable"),
+        (json!({ "key": "aes" }), 5, "cluster-not-asked"),
+        (json!({ "key": "no_key" }), 2, "cluster-auth-failed"),
+    ] {
+        let mut survey = with_newer_key();
+        survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": true });
+        survey["storages"]["ceph"]["keyring"]["content"]["known"] = key.clone();
+        survey["clusters"] = json!([failed(errno)]);
+        survey["disks"][0]["reading"] = failed(errno);
+        let codes: Vec<&str> = see(&survey).findings.iter().map(|f| f.code.name()).collect();
+        assert_eq!(codes, [expected], "{key} {errno}");
+    }
+}
+
+/// Every cluster has such checks until its keys are migrated; nothing stands still for them.
+#[test]
+fn what_is_about_keys_alone_makes_no_warning_of_a_clusters_health() {
+    let health = |status: &str, checks: &[&str], errors: Value| {
+        let mut survey = healthy();
+        let checks: Vec<_> = checks.iter().map(|code| json!([code, "m"])).collect();
+        let mut health = json!({ "status": status, "checks": checks });
+        if !errors.is_null() {
+            health["errors"] = errors;
+        }
+        survey["clusters"][0]["known"]["health"] = json!({ "known": health });
+        let seen = see(&survey);
+        let [finding] = seen.findings.as_slice() else { panic!("{:?}", seen.findings) };
+        (finding.severity, finding.remedy.text.contains("CVE-2025-30156"))
+    };
+    let keys = ["AUTH_INSECURE_SERVICE_TICKETS", "AUTH_INSECURE_KEYS_ALLOWED"];
+    let tickets = json!(["AUTH_INSECURE_SERVICE_TICKETS"]);
+    assert_eq!(health("HEALTH_ERR", &keys, tickets.clone()), (Severity::Note, true));
+    assert_eq!(health("HEALTH_ERR", &keys, Value::Null), (Severity::Note, true), "an older survey");
+    assert_eq!(health("HEALTH_WARN", &keys, json!([])), (Severity::Note, true));
+    let with = |code| [keys[0], keys[1], code];
+    assert_eq!(health("HEALTH_ERR", &with("OSD_DOWN"), tickets.clone()), (Severity::Warning, false));
+    assert_eq!(health("HEALTH_ERR", &with("MON_CLOCK_SKEW"), tickets), (Severity::Note, false));
+    let damaged = json!(["AUTH_INSECURE_SERVICE_TICKETS", "PG_DAMAGED"]);
+    assert_eq!(health("HEALTH_ERR", &with("PG_DAMAGED"), damaged), (Severity::Warning, false));
 }

@@ -253,7 +253,7 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
     assert_eq!(holders[0]["block"]["name"], "crypt", "{survey:#}");
     let locked = &survey["node"]["mapping_users"]["0"]["locked"];
     assert_eq!(locked[vmid.to_string()], json!({ "known": false }), "{survey:#}");
-    assert!(survey["node"]["kernel"]["mappings"]["known"][0]["since"].is_u64(), "{survey:#}");
+    assert!(survey["node"]["kernel"]["mappings"]["known"][0]["made_at"].is_u64(), "{survey:#}");
     assert!(survey["disks"][1]["reading"]["in_trash"][0]["id"].is_string(), "{survey:#}");
     assert_eq!(survey["disks"][1]["read_only"], true, "{survey:#}");
     let wrong = faults("docs/survey.schema.json", "", &survey);

@@ -129,6 +129,11 @@ fn ceph_conf() {
 }
 
 #[test]
+fn keyring() {
+    run(&["fuzz/seeds/keyring"], rounds(), targets::keyring);
+}
+
+#[test]
 fn settings() {
     run(&["fuzz/seeds/settings"], rounds(), targets::settings);
 }

@@ -7,11 +7,11 @@ use common::node::{Node, Ran, new_vmid};
 use regex::Regex;
 use std::process::Command;
 
-/// Runs the real binary on a pseudo-terminal, by script(1).
+/// Runs the real binary on a pseudo-terminal.
 fn on_terminal<const N: usize>(node: &Node, arguments: [&str; N], environment: &[(&str, &str)]) -> String {
-    let line = [&[env!("CARGO_BIN_EXE_rbd-preflight")], &arguments[..]].concat().join(" ");
-    let mut script = Command::new("script");
-    script.args(["--quiet", "--command", &line, "/dev/null"]).env("TERM", "xterm");
+    let mut script = Command::new("/usr/bin/python3");
+    script.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", env!("CARGO_BIN_EXE_rbd-preflight")]);
+    script.args(arguments).env("TERM", "xterm");
     script.env("RBD_PREFLIGHT_ROOT", node.path("/")).envs(environment.iter().copied());
     for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "PVE_MIGRATED_FROM"] {
         if !environment.iter().any(|(given, _)| *given == name) {

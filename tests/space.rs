@@ -28,7 +28,7 @@ use rbd_preflight::reading::Reading;
 use rbd_preflight::survey::Survey;
 use rbd_preflight::verdict::{Verdict, verdict};
 use serde_json::json;
-use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, State, Watchers};
+use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, State, Watchers};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CONTEXTS: [Context; 6] = [
@@ -101,6 +101,7 @@ fn images() -> Vec<State> {
         krbd: false,
         old_kernel: false,
         mapped: Mapped::No,
+        neighbour: Neighbour::None,
         before_hook: false,
         context: Context::ByHand,
     };
@@ -220,10 +221,12 @@ fn settle(start: State, policy: &Policy) -> (State, Verdict, usize) {
         let survey = state.survey(&history);
         let findings = diagnose(&survey, policy);
         assert_told(&state, &findings);
-        let actions = plan(&findings, policy);
+        let mut actions = plan(&findings, policy);
         if actions.is_empty() {
             return (state, verdict(&findings), round);
         }
+        // As `act` does: unmaps come first, maps last.
+        actions.sort_by_key(|action| (action.is_map(), !action.is_kernels()));
         for action in &actions {
             let broken = state.breaks_a_rule(&action.change);
             assert!(
@@ -337,4 +340,25 @@ fn another_image_of_the_same_name_changes_nothing() {
         plans += planned.len();
     }
     assert!(plans > 1000, "{plans}");
+}
+
+/// Another guest's image on a dead kernel client, seen from every place and by every guest.
+#[test]
+fn a_neighbour_on_a_dead_client_breaks_no_rule() {
+    use Neighbour::{None, Other, OtherLeftover, Perhaps, PerhapsLeftover, Taken, TakenLeftover};
+    let policies = CONTEXTS.map(Context::policy);
+    let neighbours = [None, Taken, TakenLeftover, Other, OtherLeftover, Perhaps, PerhapsLeftover];
+    let plain = |state: &State| {
+        let watched = matches!(state.watchers, Watchers::Nobody | Watchers::Own);
+        state.features == DEFAULT && state.map == Map::Valid && watched && state.caps == Caps::May
+    };
+    let images: Vec<State> = images().into_iter().filter(plain).collect();
+    let guests = vary(&images, &GUESTS, |s, guest| s.guest = guest);
+    let places: Vec<State> = guests.into_iter().flat_map(everywhere).collect();
+    let states = vary(&places, &neighbours, |s, neighbour| s.neighbour = neighbour);
+    for state in &states {
+        see(*state, &policies);
+    }
+    println!("{} states of {} images", states.len(), images.len());
+    assert!(states.len() > 10_000, "{}", states.len());
 }

@@ -5,12 +5,15 @@
 use rbd_preflight::action::{ActionReport, ActionResult, Change};
 use rbd_preflight::ceph::caps::{self, caps_command, may_blocklist};
 use rbd_preflight::ceph::features::Features;
+use rbd_preflight::ceph::keyring;
 use rbd_preflight::ceph::monitors::{parse_blocklist, parse_features, parse_health};
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::kernel::blocklist::{entry_of, host_of};
 use rbd_preflight::kernel::{kmsg, messages, version};
 use rbd_preflight::plan::plan;
 use rbd_preflight::policy::{Policy, Scope};
+use rbd_preflight::process::masked;
+use rbd_preflight::pve;
 use rbd_preflight::pve::connection::{Connection, mon_host, rbd_arguments, rbd_unmap_arguments};
 use rbd_preflight::pve::guest::{self, Guest, Kind, Source};
 use rbd_preflight::pve::storage::{self, StorageConfig};
@@ -135,6 +138,42 @@ pub fn ceph_conf(data: &[u8]) {
         host_of(address);
         assert!(whereabouts.is_own(address).known().is_none(), "unknown never becomes a no");
     }
+}
+
+/// A keyring, then Proxmox VE's module with the check of one, after a NUL; and both as what a program prints.
+pub fn keyring(data: &[u8]) {
+    let text = data.split(|byte| *byte == 0).next().unwrap_or_default();
+    for user in ["admin", "vms"] {
+        let keyring = keyring::read(text, user);
+        let lines = text.split(|byte| *byte == b'\n').count();
+        if let keyring::Key::Malformed { line, .. } = &keyring.key {
+            assert!((1..=lines).contains(line), "line {line} of {lines}");
+        }
+        assert!(keyring.newer.is_none_or(|line| (1..=lines).contains(&line)));
+        let saved = serde_json::to_string(&keyring).expect("a keyring's facts are JSON");
+        assert_eq!(serde_json::from_str::<keyring::Keyring>(&saved).expect("they can be read back"), keyring);
+        // What is told of it are words of ours.
+        let told = format!("{saved} {}", keyring.key);
+        let words = text.split(|byte| !byte.is_ascii_alphanumeric()).filter(|word| word.len() > 12);
+        for word in words.map(String::from_utf8_lossy) {
+            assert!(!told.contains(&*word), "{told} shows {word}");
+        }
+    }
+    for text in files(data) {
+        if let Some(check) = pve::keyring::pattern(&text) {
+            check.is_match(data);
+        }
+        let masked = masked(&text);
+        assert_eq!(rbd_preflight::process::masked(&masked), masked, "what is masked stays as it is");
+        let begins = |at: usize| masked.get(at..at + 20).is_some_and(|part| is_key(part.as_bytes()));
+        assert!(!(0..masked.len()).any(begins), "a key is left in {masked:?}");
+    }
+}
+
+/// The beginning of a key of type 1 or 2, after what is no letter.
+fn is_key(part: &[u8]) -> bool {
+    (part.starts_with(b"AQA") || part.starts_with(b"AgA"))
+        && part.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte))
 }
 
 /// Both settings files, with a NUL between.

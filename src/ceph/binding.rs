@@ -1,4 +1,5 @@
-//! The C interface of librados and librbd, opened at run time, behind types that cannot be misused.
+//! The C interface of librados and librbd, opened at run time, behind types that cannot be misused; and the few calls of the
+//! system that have no safe form elsewhere.
 //!
 //! Nothing is linked: a guest without RBD disks never loads Ceph, and a node without it gets an error that names the
 //! package. Signatures and layouts are those of `rados/librados.h` and `rbd/librbd.h`, the same from Ceph 16.2 to 20.2.
@@ -19,6 +20,37 @@ pub fn end_process(code: c_int) -> ! {
 
 /// A positive errno.
 pub type Errno = i32;
+
+/// Has the kernel take a key for its Ceph client (`add_key(2)`, type `ceph`) into this process's own keyring, and takes it
+/// away again. Nobody else sees it, and no module is loaded.
+///
+/// # Errors
+/// What the kernel has against the key; 19 (ENODEV) if libceph is not loaded.
+pub fn offer_kernel_key(description: &CStr, payload: &[u8]) -> Result<(), Errno> {
+    use nix::libc::{
+        KEY_SPEC_PROCESS_KEYRING, KEYCTL_REVOKE, KEYCTL_UNLINK, SYS_add_key, SYS_keyctl, syscall,
+    };
+    // SAFETY: both strings are NUL-terminated, the payload is given with its length, and all outlive the call.
+    let key = unsafe {
+        syscall(
+            SYS_add_key,
+            c"ceph".as_ptr(),
+            description.as_ptr(),
+            payload.as_ptr(),
+            payload.len(),
+            KEY_SPEC_PROCESS_KEYRING,
+        )
+    };
+    if key < 0 {
+        return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(EINVAL));
+    }
+    // SAFETY: numbers only; the key is the one just made.
+    unsafe {
+        syscall(SYS_keyctl, KEYCTL_REVOKE, key);
+        syscall(SYS_keyctl, KEYCTL_UNLINK, key, KEY_SPEC_PROCESS_KEYRING);
+    }
+    Ok(())
+}
 
 /// `ERANGE`: the buffer was too small, the needed size is told.
 const ERANGE: Errno = 34;
@@ -148,6 +180,21 @@ pub fn libraries() -> Result<(), MissingLibrary> {
     Rados::get()?;
     Rbd::get()?;
     Ok(())
+}
+
+/// The release of the Ceph libraries that are installed here, `20.2.4`; `None` if they do not say. librados's own
+/// `rados_version` is that of its interface, the same from 16 to 20.
+pub fn release() -> Option<String> {
+    Rados::get().ok()?;
+    // SAFETY: librados has loaded it already.
+    let common = unsafe { libloading::Library::new("libceph-common.so.2") }.ok()?;
+    // SAFETY: `const char *ceph_version_to_str()` (Ceph `src/common/version.h`), as C++ names it, from 16 to 20.
+    let told =
+        unsafe { common.get::<unsafe extern "C" fn() -> *const c_char>(b"_Z19ceph_version_to_strv\0") };
+    let told = *told.ok()?;
+    // SAFETY: it gives a text that lasts as long as the library, which librados keeps loaded.
+    let text = unsafe { rust_text(told()) };
+    Some(text).filter(|text| !text.is_empty())
 }
 
 // ---------------------------------------------------------------------------------------------------------------

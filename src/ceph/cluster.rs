@@ -22,6 +22,33 @@ pub struct Health {
     pub status: String,
     /// Check code and its summary, such as `PG_AVAILABILITY`.
     pub checks: Vec<(String, String)>,
+    /// The codes of those for which the status is `HEALTH_ERR`; muted ones are left out. `None` in older surveys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors: Option<Vec<String>>,
+}
+
+impl Health {
+    /// The check is about keys and tickets that CVE-2025-30156 lets an attacker forge, or about whether they are still
+    /// allowed: `AUTH_INSECURE_CLIENT_KEY_TYPE`, `…_SERVICE_KEY_TYPE`, `…_SERVICE_TICKETS`, `…_ROTATING_SERVICE_KEY_TYPE`,
+    /// `…_KEYS_ALLOWED`, `…_KEYS_CREATABLE`, since Ceph 19.2.6 and 20.2.4 (`doc/rados/operations/health-checks`). No read
+    /// or write waits for any of them. `…_GLOBAL_ID_RECLAIM` and `…_GLOBAL_ID_RECLAIM_ALLOWED` are older, and of another matter.
+    pub fn is_about_keys(code: &str) -> bool {
+        code.strip_prefix("AUTH_INSECURE_").is_some_and(|what| !what.starts_with("GLOBAL_ID"))
+    }
+
+    /// Nothing but such checks makes the cluster what it is.
+    pub fn only_keys(&self) -> bool {
+        !self.checks.is_empty() && self.checks.iter().all(|(code, _)| Self::is_about_keys(code))
+    }
+
+    /// It is `HEALTH_ERR`, and not for such checks alone.
+    pub fn is_error(&self) -> bool {
+        let by_others = match &self.errors {
+            Some(errors) => errors.is_empty() || errors.iter().any(|code| !Self::is_about_keys(code)),
+            None => !self.only_keys(),
+        };
+        self.status == "HEALTH_ERR" && by_others
+    }
 }
 
 /// The health checks that say that something is full, so that writes wait for room.

@@ -51,7 +51,8 @@ pub fn with_global(text: &str, option: &str, value: &str) -> String {
         let new = format!("{}{setting}{gap}{comment}{}", indent(before), line_end(before));
         return [&text[..old.bytes.start], &new, &text[old.bytes.end..]].concat();
     }
-    let told_in_global = |line: &Line| line.section == "global" && line.kind != Kind::Nothing;
+    let told_in_global =
+        |line: &Line| line.section == "global" && !matches!(line.kind, Kind::Junk | Kind::Nothing);
     match lines(text).into_iter().rfind(told_in_global) {
         Some(line) => {
             let at = line.bytes.end;
@@ -76,22 +77,32 @@ pub fn difference<'a>(old: &'a str, new: &'a str) -> (usize, Vec<&'a str>, Vec<&
     (same + 1, old[..old.len() - tail].to_vec(), new[..new.len() - tail].to_vec())
 }
 
-/// A line with those that it is continued on.
-struct Line {
-    section: String,
-    number: usize,
+/// A line with those that it is continued on. No `Debug`: a keyring's holds a key.
+pub(super) struct Line {
+    /// Where it stands, or the section that it begins.
+    pub(super) section: String,
+    /// The number of its first line, from 1.
+    pub(super) number: usize,
     bytes: Range<usize>,
-    kind: Kind,
+    /// What it is.
+    pub(super) kind: Kind,
 }
 
+/// What a line is.
 #[derive(PartialEq)]
-enum Kind {
+pub(super) enum Kind {
+    /// `[global]`.
     Section,
+    /// `name = value`, with `_` between the name's words and no quotes around the value.
     Option { name: String, value: String },
+    /// Neither, which Ceph does not read past.
+    Junk,
+    /// Blank, or a comment.
     Nothing,
 }
 
-fn lines(text: &str) -> Vec<Line> {
+/// A text's lines, as ceph.conf and keyrings are made of them.
+pub(super) fn lines(text: &str) -> Vec<Line> {
     let (mut all, mut section, mut at) = (Vec::new(), String::new(), 0);
     let mut physical = text.split_inclusive('\n').enumerate();
     while let Some((index, first)) = physical.next() {
@@ -124,7 +135,8 @@ fn kind(content: &str, section: &mut String) -> Kind {
             let name = name.split_whitespace().collect::<Vec<_>>().join("_").replace('-', "_");
             Kind::Option { name, value: unquoted(value.trim()).to_owned() }
         }
-        None => Kind::Nothing,
+        None if content.is_empty() => Kind::Nothing,
+        None => Kind::Junk,
     }
 }
 

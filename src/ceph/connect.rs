@@ -1,9 +1,11 @@
 //! From a storage's connection to a connected cluster.
 
 use crate::ceph::binding::Cluster;
+use crate::ceph::keyring::BYTE_ORDER_MARK;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Origin};
-use nix::libc::{EACCES, ENOENT};
+use nix::libc::{EACCES, EIO, ENOENT};
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +15,16 @@ pub(crate) const AUTHENTICATION: &str = "auth_client_required";
 
 /// What a client of a few seconds has no use for, and what would write where we write.
 /// `doc/rados/configuration/{ceph-conf,log-and-debug}`, `doc/rbd/rbd-config-ref`.
-const QUIET: [(&str, &str); 8] = [
+const QUIET: [(&str, &str); 12] = [
     ("log_file", ""),
     ("log_to_stderr", "false"),
     ("err_to_stderr", "false"),
     ("log_to_syslog", "false"),
     ("err_to_syslog", "false"),
+    ("log_to_journald", "false"),
+    ("err_to_journald", "false"),
+    ("log_to_graylog", "false"),
+    ("err_to_graylog", "false"),
     ("admin_socket", ""),
     ("rbd_cache", "false"),
     ("rbd_tracing", "false"),
@@ -33,10 +39,19 @@ const TIMEOUTS: [&str; 3] = ["client_mount_timeout", "rados_mon_op_timeout", "ra
 /// What was tried, and Ceph's errno: 2 no keyring, 13 or 1 a wrong key, 110 nobody answered. What fails before anybody
 /// is asked is of another [`Origin`] than outside.
 pub fn connect(connection: &Connection, deadline: Duration) -> Result<Arc<Cluster>, Failure> {
+    refuse_byte_order_mark(connection)?;
     let cluster = Cluster::create(&connection.user)?;
     configure(&cluster, connection, deadline)?;
     cluster.connect().map_err(|errno| Failure::errno(format!("connect to {}", place(connection)), errno))?;
     Ok(Arc::new(cluster))
+}
+
+/// A keyring that begins with a byte order mark is read by no release; 16.2.15 does not say so but ends this whole
+/// process, as soon as it is told of the file.
+fn refuse_byte_order_mark(connection: &Connection) -> Result<(), Failure> {
+    let Some(path) = &connection.keyring else { return Ok(()) };
+    let marked = fs::read(path).is_ok_and(|text| text.starts_with(&BYTE_ORDER_MARK));
+    if marked { Err(Failure::errno(format!("read {path}"), EIO)) } else { Ok(()) }
 }
 
 /// Where a connection leads and as whom, in words.
@@ -66,6 +81,10 @@ fn configure(cluster: &Cluster, connection: &Connection, deadline: Duration) -> 
             log::debug!("{}", Failure::errno(format!("set {option} = {value} for {place}"), errno));
         }
     };
+    // First of all: from when it is told of the keyring Ceph may say what is wrong with it, key and all.
+    for (option, value) in QUIET {
+        like(option, value);
+    }
     if let Some(monitors) = &connection.mon_host {
         need("mon_host", monitors)?;
     }
@@ -82,9 +101,6 @@ fn configure(cluster: &Cluster, connection: &Connection, deadline: Duration) -> 
     for option in TIMEOUTS {
         // Nought would mean for ever.
         like(option, &deadline.as_secs().max(1).to_string());
-    }
-    for (option, value) in QUIET {
-        like(option, value);
     }
     Ok(())
 }

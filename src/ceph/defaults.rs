@@ -2,7 +2,7 @@
 
 use crate::ceph::absence::decode_text;
 use crate::ceph::background;
-use crate::ceph::binding::Cluster;
+use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::features::Features;
 use crate::ceph::monitors::{self, Held};
@@ -92,16 +92,25 @@ fn ask(connection: &Connection, pools: &[String], deadline: Duration) -> Result<
 
 /// A pool's own value: an entry of its `rbd_info` (`librbd/api/Config.cc`).
 fn of_pool(session: &Arc<Cluster>, pool: &str) -> Result<Option<String>, Failure> {
-    const ENOENT: i32 = 2;
-    const EIO: i32 = 5;
     let failure = |errno| Failure::errno(format!("read the settings of the pool {pool}"), errno);
-    let key = format!("conf_{OPTION}");
+    let pool = session.pool(pool, None).map_err(failure)?;
+    own_value(&pool, "rbd_info", OPTION).map_err(failure)
+}
+
+/// The value of an option that a pool (`rbd_info`) or an image (its header) has for itself: an entry of the object,
+/// which `rbd config pool|image set` writes.
+///
+/// # Errors
+/// Ceph's errno; 5 for an answer that is not understood.
+pub(super) fn own_value(pool: &Pool, object: &str, option: &str) -> Result<Option<String>, Errno> {
+    const ENOENT: Errno = 2;
+    const EIO: Errno = 5;
+    let key = format!("conf_{option}");
     let mut input = u32::try_from(key.len()).unwrap_or_default().to_le_bytes().to_vec();
     input.extend_from_slice(key.as_bytes());
-    let pool = session.pool(pool, None).map_err(failure)?;
-    match pool.class_call("rbd_info", "metadata_get", &input) {
-        Ok(answer) => decode_text(&answer).map(Some).ok_or_else(|| failure(EIO)),
+    match pool.class_call(object, "metadata_get", &input) {
+        Ok(answer) => decode_text(&answer).map(Some).ok_or(EIO),
         Err(ENOENT) => Ok(None),
-        Err(errno) => Err(failure(errno)),
+        Err(errno) => Err(errno),
     }
 }

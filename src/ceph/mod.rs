@@ -17,9 +17,11 @@ pub mod features;
 
 pub mod identity;
 pub mod image;
+pub mod keyring;
 mod lineage;
 mod list;
 pub mod lock;
+pub mod map_options;
 pub mod monitors;
 pub mod read;
 pub mod sharing;

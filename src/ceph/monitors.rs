@@ -142,6 +142,10 @@ struct RawHealth {
 
 #[derive(Deserialize)]
 struct RawCheck {
+    #[serde(default)]
+    severity: String,
+    #[serde(default)]
+    muted: bool,
     summary: RawSummary,
 }
 
@@ -153,8 +157,10 @@ struct RawSummary {
 /// The answer to `health`.
 pub fn parse_health(answer: &[u8]) -> Result<Health, serde_json::Error> {
     let RawHealth { status, checks } = serde_json::from_slice(answer)?;
+    let grave = checks.iter().filter(|(_, check)| check.severity == "HEALTH_ERR" && !check.muted);
+    let errors = Some(grave.map(|(code, _)| code.clone()).collect());
     let checks = checks.into_iter().map(|(code, check)| (code, check.summary.message)).collect();
-    Ok(Health { status, checks })
+    Ok(Health { status, checks, errors })
 }
 
 /// A number (`61`, as librados tells it) or names joined with commas (as an administrator writes it).
@@ -203,6 +209,39 @@ mod tests {
         assert_eq!(health.status, "HEALTH_WARN");
         let expected = ("POOL_NO_REDUNDANCY", "2 pool(s) have no replicas configured");
         assert_eq!(health.checks, [(expected.0.to_owned(), expected.1.to_owned())]);
+        assert_eq!(health.errors, Some(vec![]));
+    }
+
+    #[test]
+    fn an_error_of_keys_alone_is_none_of_the_cluster() {
+        let health = |status: &str, checks: &[(&str, &str, bool)]| {
+            let checks: serde_json::Map<_, _> = checks
+                .iter()
+                .map(|(code, severity, muted)| {
+                    let check = serde_json::json!({"severity": severity, "summary": {"message": "m"}, "muted": muted});
+                    ((*code).to_owned(), check)
+                })
+                .collect();
+            parse_health(serde_json::json!({"status": status, "checks": checks}).to_string().as_bytes())
+                .unwrap()
+        };
+        let keys = ("AUTH_INSECURE_SERVICE_TICKETS", "HEALTH_ERR", false);
+        let allowed = ("AUTH_INSECURE_KEYS_ALLOWED", "HEALTH_WARN", false);
+        let damaged = |muted| ("PG_DAMAGED", "HEALTH_ERR", muted);
+        for (status, checks, only_keys, is_error) in [
+            ("HEALTH_ERR", &[keys, allowed][..], true, false),
+            ("HEALTH_WARN", &[allowed], true, false),
+            ("HEALTH_ERR", &[keys, ("OSD_DOWN", "HEALTH_WARN", false)], false, false),
+            ("HEALTH_ERR", &[keys, damaged(false)], false, true),
+            ("HEALTH_ERR", &[keys, damaged(true)], false, false),
+            ("HEALTH_ERR", &[], false, true),
+            ("HEALTH_WARN", &[damaged(true)], false, false),
+        ] {
+            let health = health(status, checks);
+            assert_eq!((health.only_keys(), health.is_error()), (only_keys, is_error), "{health:?}");
+        }
+        let older = Health { errors: None, ..health("HEALTH_ERR", &[keys]) };
+        assert!(!older.is_error() && Health { checks: vec![], ..older }.is_error());
     }
 
     #[test]

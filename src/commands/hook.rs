@@ -256,7 +256,7 @@ fn is_held_open(finding: &Finding) -> bool {
 
 /// A fault on this side, which stays what it is however often it is looked.
 fn is_of_ours(finding: &Finding) -> bool {
-    matches!(finding.code, Code::LibraryMissing | Code::ClusterNotAsked)
+    matches!(finding.code, Code::LibraryMissing | Code::ClusterNotAsked | Code::KeyTypeUnsupported)
 }
 
 /// Says how it stands and turns it into the exit code: the guest may start, or why not.

@@ -131,10 +131,11 @@ impl World for RealWorld<'_> {
             runner: &System,
             time_limit: self.left(limit),
         };
-        let (deadline, session) = (self.deadline, self.session);
+        // A look may take of the time that is kept for the last one: without it nothing can be told of a change.
+        let (end, session) = (self.end, self.session);
         let last = self.seen.take().filter(|_| batch.iter().all(Action::is_map));
         let look = || {
-            let patience = left(deadline, settings.check_deadline);
+            let patience = left(end, settings.check_deadline);
             let survey = match (node_again(session, last.as_ref(), BEFORE_MAPS)?, batch) {
                 (Some(survey), _) => survey,
                 (None, [action]) if !action.is_kernels() => {

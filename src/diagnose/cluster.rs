@@ -3,6 +3,7 @@
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::keys;
 use crate::kernel::blocklist::entry_of_host;
 use crate::reading::{Failure, Origin, Reading};
 use crate::survey::Survey;
@@ -35,7 +36,10 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
                 let told = answers(facts, lock_to_break(survey, index), full.is_some());
                 told.into_iter().chain(full).chain(shut_out(facts)).collect()
             }
-            Reading::Unknown(failure) => vec![silent(failure, &storages.join(", "))],
+            Reading::Unknown(failure) => {
+                let keyring = keys::unread(survey, index, failure);
+                vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
+            }
         };
         findings.into_iter().map(move |finding| Finding { storages: storages.clone(), ..finding })
     })
@@ -119,6 +123,10 @@ fn answers(facts: &ClusterFacts, lock_to_break: bool, full: bool) -> Vec<Finding
     findings
 }
 
+/// What the checks about keys mean (CVE-2025-30156).
+const KEYS: &str = "no read or write is stopped by it: keys of type aes are in use, or allowed, with which an attacker who has one could \
+     make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
+
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
 fn unhealthy(health: &Health, full: bool) -> Option<Finding> {
     let checks = health.checks.iter().filter(|(code, _)| !(full && FULL.contains(&code.as_str())));
@@ -134,9 +142,12 @@ fn unhealthy(health: &Health, full: bool) -> Option<Finding> {
         checks.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
     };
     let stopping = list(&mut checks.iter().filter(stops));
-    let grave = !stopping.is_empty() || (health.status == "HEALTH_ERR" && !full);
+    let grave = !stopping.is_empty() || (health.is_error() && !full);
     let told = if stopping.is_empty() { list(&mut checks.iter()) } else { stopping };
     let finding = Finding::new(Code::ClusterHealth, format!("{}: {told}", health.status))
         .commands(["ceph health detail".to_owned()]);
+    if health.only_keys() {
+        return Some(finding.severity(Severity::Note).remedy(RemedyKind::Manual, KEYS));
+    }
     Some(if grave { finding } else { finding.severity(Severity::Note) })
 }

@@ -93,6 +93,15 @@ codes! {
     ClusterAuthFailed "cluster-auth-failed" Blocker
         "the Ceph cluster refuses the storage's user or key"
         "compare the storage's keyring with what the cluster holds for the user";
+    KeyringUnreadable "keyring-unreadable" Blocker
+        "Ceph's libraries on this node cannot read the storage's keyring; QEMU and rbd use the same ones"
+        "write the keyring anew, with nothing but the key; for a key of type aes256k install Ceph 19.2.6 or 20.2.4 on this node, or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`)";
+    KeyringRefusedByPve "keyring-refused-by-pve" Blocker
+        "Proxmox VE's own check refuses the storage's keyring, and with it every use of the storage"
+        "write the keyring anew with nothing but `[client.USER]` and, directly below, `key = …`; for a key of type aes256k install libpve-storage-perl 9.1.9 or later";
+    KeyTypeUnsupported "key-type-unsupported" Blocker
+        "this node's kernel cannot use the type of key that the storage's user has"
+        "boot Linux 7.0 or later; or give the storage a user whose key is of type aes: as long as one such key is allowed, the cluster is not safe from CVE-2025-30156";
     CephConfMissing "ceph-conf-missing" Blocker
         "the storage's ceph.conf is missing or may not be read; QEMU and rbd need it too"
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";

@@ -2,6 +2,7 @@
 
 use crate::action::{ActionReport, ActionResult, Change};
 use crate::ceph::features::Features;
+use crate::ceph::keyring::Key;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
@@ -21,7 +22,9 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         [] => message.to_owned(),
         lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
     };
-    Some(match cause(errno.map(Errno::from_raw), &said, word(message)) {
+    let keyring = image.storage().and_then(|storage| storage.keyring.as_ref()?.content.known());
+    let new_key = keyring.is_some_and(|keyring| keyring.key == Key::Aes256k);
+    Some(match cause(errno.map(Errno::from_raw), &said, word(message), new_key) {
         Code::LockBreakNotPermitted => lock::not_permitted(image, &detail),
         Code::ObjectMapBroken => broken_object_map(image, detail),
         code @ (Code::ClusterUnreachable | Code::LockDying) => {
@@ -35,6 +38,10 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         code => Finding::new(code, detail).severity(code.severity().max(Severity::Blocker)),
     })
 }
+
+/// What `rbd map` ends with where the kernel does not know the key's type: 22 (EINVAL), or 524 (ENOTSUPP), of which the exit
+/// status has the lowest eight bits.
+const KEY_TYPE: [Errno; 2] = [Errno::EINVAL, Errno::ENOMEM];
 
 /// The finding with another try as its remedy, or as it is if there is none left.
 fn try_again(image: &Image, finding: Finding, next: &Change) -> Finding {
@@ -57,7 +64,8 @@ fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
 
 /// The true cause, from what the kernel said, what `rbd` said, and the errno (`drivers/block/rbd.c`), in this order. The
 /// kernel's log is the whole node's: a line that makes a map end with another errno is about another disk.
-fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) -> Code {
+/// `new_key`: the storage's key is of type aes256k.
+fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, new_key: bool) -> Code {
     use KernelMessage as M;
     let fits = |message: &&KernelMessage| {
         message.map_errno().is_none_or(|expected| errno.is_none_or(|errno| errno as i32 == expected))
@@ -76,11 +84,17 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>) ->
         M::ParentChainTooLong => Some(Code::ParentChainTooDeep),
         M::NoOwnerAnswers => Some(Code::LockDying),
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
+        M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
         M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
         _ => None,
     });
     let by_rbd = word.map(|word| match word {
+        // By rights or by quota the kernel refuses a key of any type.
+        RbdWord::SecretNotAdded if new_key && errno.is_none_or(|errno| KEY_TYPE.contains(&errno)) => {
+            Code::KeyTypeUnsupported
+        }
         RbdWord::SecretNotAdded => Code::MapFailed,
+        RbdWord::KeyTypeUnknown => Code::KeyTypeUnsupported,
         RbdWord::NoMonitorAddress => Code::MsModeMismatch,
         RbdWord::OptionUnknown => Code::CommandUnknown,
     });
@@ -127,9 +141,11 @@ mod tests {
             (108, "rbd: rbd7: locked by external mechanism, tag x", Code::NodeClientBlocklisted),
             (110, "", Code::ClusterUnreachable),
             (110, "libceph: mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol", Code::MsModeMismatch),
+            (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
+            (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
             (5, "", Code::MapFailed),
         ] {
-            assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None), code, "{errno} {text}");
+            assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None, false), code, "{errno} {text}");
         }
     }
 
@@ -139,9 +155,24 @@ mod tests {
         for (errno, said, word, code) in [
             (Errno::ENOENT, vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
             (Errno::EPERM, vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
+            (Errno::ENOMEM, vec![], RbdWord::KeyTypeUnknown, Code::KeyTypeUnsupported),
+            (Errno::ENOMEM, vec![], RbdWord::SecretNotAdded, Code::MapFailed),
             (Errno::EBUSY, vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
         ] {
-            assert_eq!(cause(Some(errno), &said, Some(word)), code);
+            assert_eq!(cause(Some(errno), &said, Some(word), false), code);
+        }
+        for (errno, new_key, code) in [
+            (22, true, Code::KeyTypeUnsupported),
+            (524 & 255, true, Code::KeyTypeUnsupported),
+            (122, true, Code::MapFailed),
+            (22, false, Code::MapFailed),
+        ] {
+            let errno = Some(Errno::from_raw(errno));
+            assert_eq!(
+                cause(errno, &[], Some(RbdWord::SecretNotAdded), new_key),
+                code,
+                "{errno:?} {new_key}"
+            );
         }
     }
 }

@@ -1,73 +1,25 @@
-//! What this node's kernel has mapped, through which client, and what came of mapping more.
+//! What this node's kernel has mapped of a guest's images, and what came of mapping more.
 
 use crate::action::{Action, ActionResult, Change, Target};
-use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::Spec;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::map_failure;
+use crate::diagnose::sharing::{clients, rxbounce, takes};
 use crate::kernel::Mapping;
-use crate::kernel::blocklist::is_unshared;
+use crate::kernel::client::{Identity, Sharing};
 use crate::kernel::holders::{Holder, Process};
 use crate::policy::Scope;
 use crate::pve::guest::{Kind, Role};
 use crate::reading::Reading;
 use crate::survey::Survey;
-use std::collections::BTreeSet;
 
 /// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
 const FRESH: u64 = 10;
 
-/// Findings about this node's kernel clients, for every cluster that the guest's disks lie in.
-pub fn node_findings(survey: &Survey, forbidden: Option<String>) -> Vec<Finding> {
-    let addresses: BTreeSet<&str> =
-        survey.dead_mappings().map(|(mapping, _)| mapping.client_address.as_str()).collect();
-    addresses.into_iter().map(|address| client_finding(survey, address, forbidden.clone())).collect()
-}
-
-/// One dead client: since it lives as long as one image is mapped through it, either all of them go or none.
-fn client_finding(survey: &Survey, address: &str, forbidden: Option<String>) -> Finding {
-    let dead = survey.dead_mappings().filter(|(mapping, _)| mapping.client_address == address);
-    let (mappings, entries): (Vec<&Mapping>, Vec<&BlocklistEntry>) = dead.unzip();
-    let until = entries.first().map(|entry| entry.until.as_str()).unwrap_or_default();
-    let told: Vec<String> = mappings.iter().map(|mapping| told(survey, mapping)).collect();
-    let detail = format!(
-        "client at {address}, on the blocklist until {until}; mapped through it: {}",
-        told.join("; ")
-    );
-    let mut finding = Finding::new(Code::NodeClientBlocklisted, detail);
-    let unmaps: Vec<Action> = mappings.iter().map(|mapping| unmap(mapping)).collect();
-    let kept: Vec<String> = mappings.iter().filter_map(|mapping| kept(survey, mapping)).collect();
-    finding.remedy.commands = unmaps.iter().map(Action::command_line).collect();
-    if !kept.is_empty() {
-        finding.remedy.withheld = Some(format!("the dead client cannot be let go: {}", kept.join("; ")));
-        finding.remedy.text =
-            "this guest's disks get a kernel client of their own (noshare); guests that run on the dead one cannot write: \
-             shut each down and start it again"
-                .to_owned();
-        finding.remedy.commands.clear();
-        return finding;
-    }
-    if let Some(why) = forbidden {
-        finding.remedy.withheld = Some(why);
-        return finding;
-    }
-    match unmaps.iter().find_map(|action| gave_up(survey, action)) {
-        Some(why) => finding.remedy.withheld = Some(why),
-        None => {
-            finding = finding.remedy(
-                RemedyKind::Automatic,
-                "unmap all that is left over of it; the next map makes a new client",
-            );
-            finding.remedy.actions = unmaps;
-        }
-    }
-    finding
-}
-
 /// `/dev/rbd0 rbd/vm-100-disk-0 (guest 100, running)`.
-fn told(survey: &Survey, mapping: &Mapping) -> String {
+pub fn told(survey: &Survey, mapping: &Mapping) -> String {
     let spec = Spec::of_mapping(mapping);
     let guests = survey.node.mapping_users.get(&mapping.id).map(|users| &users.guests);
     let guests: Vec<String> = guests
@@ -84,7 +36,7 @@ fn told(survey: &Survey, mapping: &Mapping) -> String {
 }
 
 /// Any mapping of this node can be unmapped by its device alone, whichever storage it came by.
-pub(super) fn unmap(mapping: &Mapping) -> Action {
+pub fn unmap(mapping: &Mapping) -> Action {
     let target = Target {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
@@ -97,7 +49,7 @@ pub(super) fn unmap(mapping: &Mapping) -> Action {
 
 /// Why a mapping is not a leftover; `None` if it is one: nothing has it open, no guest that names it runs, and nobody is
 /// at such a guest.
-pub(super) fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
+pub fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
     let device = format!("/dev/rbd{}", mapping.id);
     let Some(users) = survey.node.mapping_users.get(&mapping.id) else {
         return Some(format!("it is not known who uses {device}"));
@@ -127,7 +79,7 @@ pub(super) fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
 /// It was mapped a moment ago, and by hand there is nobody who vouches for it: whoever did it may be about to open it.
 /// `None` too where the kernel does not tell since when it is mapped.
 pub(super) fn fresh(survey: &Survey, mapping: &Mapping, scope: Scope) -> Option<String> {
-    let seconds = survey.taken_at.checked_sub(mapping.since?)?;
+    let seconds = survey.taken_at.checked_sub(mapping.made_at?)?;
     let device = format!("/dev/rbd{}", mapping.id);
     (scope == Scope::All && seconds < FRESH)
         .then(|| format!("{device} was mapped {seconds} s ago: whoever did it may be about to open it"))
@@ -158,13 +110,13 @@ pub fn findings(image: &Image, map: bool) -> Vec<Finding> {
         findings.extend(mapped.iter().map(|mapping| of_mapping(image, mapping, map)));
     }
     if mapped.is_empty() {
-        let step_round = shared_client_is_dead(image);
-        let next = next_map(image, step_round);
+        let shared = dead_and_shared(image);
+        let next = next_map(image, matches!(shared, Shared::Dead(_)));
         findings.extend(map_failure::finding(image, &next));
         if let (true, Some(failure)) = (map, &image.kernel().load_failure) {
             findings.push(Finding::new(Code::KernelModuleMissing, failure.clone()));
-        } else if map || step_round {
-            findings.push(not_mapped(image, next, map));
+        } else if map || matches!(shared, Shared::Dead(_)) {
+            findings.push(not_mapped(image, next, &shared, map));
         }
     } else if map && image.disk.linked_device.is_none() {
         let device = mapped.first().map(|mapping| mapping.id).unwrap_or_default();
@@ -195,20 +147,23 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     let action = unmap(mapping);
     let command = action.command_line();
     // A healthy mapping is what PVE wants to find when the guest is about to start, unless it hides something.
-    // One with a client of its own is there because the shared client is dead.
-    let on_purpose = is_unshared(mapping) && shared_client_is_dead(image);
-    let useless = dead.is_some() || useless.is_some();
-    let wanted = useless || (!map && !on_purpose) || image.wants_change_unmapped();
+    // One with a client of its own is there because the shared client is dead, or was when it was mapped.
+    let own_client = Identity::of_mapping(mapping).is_private();
+    let on_purpose = own_client && !matches!(dead_and_shared(image), Shared::Fit);
+    let wanted = useless.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
     let just_made = image.was_mapped();
-    let why_not = (image.guest_forbidden.clone())
-        .or(kept)
-        .or_else(|| {
-            (image.scope == Scope::InHook && image.disk.disk.before_hook)
-                .then(|| "PVE has opened it for this start".to_owned())
-        })
-        .or_else(|| (!wanted || just_made).then(|| "PVE uses it for the start".to_owned()))
-        .or_else(|| fresh(image.survey, mapping, image.scope).filter(|_| dead.is_none()))
-        .or_else(|| image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}")));
+    // A dead one is of no use to anybody.
+    let needed = || {
+        let opened = image.scope == Scope::InHook && image.disk.disk.before_hook;
+        match dead {
+            None if opened => Some("PVE has opened it for this start".to_owned()),
+            None if !wanted || just_made => Some("PVE uses it for the start".to_owned()),
+            None => fresh(image.survey, mapping, image.scope),
+            Some(_) => None,
+        }
+    };
+    let gave_up = || image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}"));
+    let why_not = image.guest_forbidden.clone().or(kept).or_else(needed).or_else(gave_up);
     let mut finding = match why_not {
         Some(why) if finding.code == Code::MappingLeftover => {
             let mut finding = Finding::new(Code::MappedHere, format!("{}; {why}", finding.detail));
@@ -275,28 +230,48 @@ fn busy(survey: &Survey, mapping: &Mapping) -> Option<(Severity, String)> {
     (!holders.is_empty()).then(|| (severity, listed(&holders)))
 }
 
-/// The kernel client that a plain map of the image would share is dead, and something keeps it alive.
-fn shared_client_is_dead(image: &Image) -> bool {
+/// The kernel client that a plain map of the image would take.
+enum Shared {
+    /// It is dead, and something keeps it alive; by what it is told from others, ` with rxbounce`.
+    Dead(String),
+    /// That may be so.
+    Perhaps,
+    /// It lives, or is made for the map, or can be let go before.
+    Fit,
+}
+
+fn dead_and_shared(image: &Image) -> Shared {
     let survey = image.survey;
-    survey.dead_mappings().any(|(mapping, _)| {
-        !is_unshared(mapping) && mapping.fsid == image.fsid() && kept(survey, mapping).is_some()
-    })
+    if survey.dead_mappings().next().is_none() {
+        return Shared::Fit;
+    }
+    let all = clients(survey);
+    let mut shared = Shared::Fit;
+    let stays = |mappings: &[&Mapping]| mappings.iter().any(|mapping| kept(survey, mapping).is_some());
+    for client in all.iter().filter(|client| client.entry.is_some() && stays(&client.mappings)) {
+        match takes(survey, image.disk, client, &all) {
+            Sharing::Yes => return Shared::Dead(client.with(&all)),
+            Sharing::Unknown(_) => shared = Shared::Perhaps,
+            Sharing::No(_) => {}
+        }
+    }
+    shared
 }
 
 /// How the image is mapped next: as PVE would map it, or with a kernel client of its own.
 fn next_map(image: &Image, step_round: bool) -> Change {
-    let rxbounce = image.disk.disk.krbd_storage && image.survey.guest.is_windows();
+    let rxbounce = rxbounce(image.survey, image.disk);
     Change::Map { noshare: step_round || map_failure::client_is_dead(image), rxbounce }
 }
 
 /// The image is to be mapped: for a start, or because PVE's own map would fail and there is a way round that. It stays
 /// mapped for PVE.
-fn not_mapped(image: &Image, next: Change, map: bool) -> Finding {
+fn not_mapped(image: &Image, next: Change, shared: &Shared, map: bool) -> Finding {
     let mut finding = Finding::new(Code::NotMapped, "");
-    if !map {
+    if let (Shared::Dead(with), false) = (shared, map) {
         finding = finding.severity(Severity::Blocker);
         finding.summary =
-            "a plain map of the image ends with 108, since this node's kernel client is dead".to_owned();
+            format!("a plain map of the image ends with 108, since this node's kernel client{with} is dead");
         finding.remedy.text =
             "map it with a kernel client of its own (noshare), and leave it mapped for PVE".to_owned();
     }

@@ -5,16 +5,19 @@ pub mod code;
 pub mod finding;
 pub mod gate;
 
+mod client;
 mod cluster;
 pub(crate) mod features;
 mod guest;
 pub(crate) mod image;
+mod keys;
 pub mod lock;
 mod map_failure;
 mod mapping;
 pub mod orphans;
 mod parents;
 mod rbd_words;
+mod sharing;
 mod stranger;
 
 use crate::policy::Policy;
@@ -30,8 +33,9 @@ use std::borrow::Cow;
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let survey = &*looked_at(survey, policy);
     let mut findings = guest::findings(survey);
+    findings.extend(keys::findings(survey));
     findings.extend(cluster::findings(survey));
-    findings.extend(mapping::node_findings(survey, forbidden_here(survey, policy)));
+    findings.extend(client::findings(survey, forbidden_here(survey, policy).as_deref()));
     for disk in &survey.disks {
         findings.extend(of_disk(survey, policy, disk));
     }

@@ -6,6 +6,8 @@
 pub enum RbdWord {
     /// `failed to add secret 'client.admin' to kernel`: the kernel took no key of this type, or no further key at all.
     SecretNotAdded,
+    /// The same with `(524)` (ENOTSUPP), which Linux before 7.0 has for a type of key that it does not know.
+    KeyTypeUnknown,
     /// `failed to get mon address (possible ms_mode mismatch)`: no monitor has an address of the wanted protocol.
     NoMonitorAddress,
     /// `unrecognised option '--x'`: an argument of ours that this release does not know.
@@ -17,7 +19,7 @@ pub fn word(said: &str) -> Option<RbdWord> {
     let known = |line: &str| {
         let has = |words: &str| line.contains(words);
         if has("failed to add secret") || has("failed to add ceph secret key") {
-            Some(RbdWord::SecretNotAdded)
+            Some(if said.contains("(524)") { RbdWord::KeyTypeUnknown } else { RbdWord::SecretNotAdded })
         } else if has("failed to get mon address") {
             Some(RbdWord::NoMonitorAddress)
         } else if has("unrecognised option") || has("unrecognized option") {
@@ -39,6 +41,10 @@ mod tests {
             (
                 "exit 22: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (22) Invalid argument",
                 Some(RbdWord::SecretNotAdded),
+            ),
+            (
+                "exit 12: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (524) Unknown error 524",
+                Some(RbdWord::KeyTypeUnknown),
             ),
             (
                 "exit 2: rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",

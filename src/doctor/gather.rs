@@ -11,6 +11,7 @@ use crate::kernel::{self, KernelFacts, kmsg};
 use crate::process::{Command, Outcome, Runner, System, find};
 use crate::pve::connection::connection;
 use crate::pve::guest::{self, Guest};
+use crate::pve::keyring::{self, Check};
 use crate::pve::node::{guests_of_node, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
@@ -66,6 +67,7 @@ pub fn gather(
     Ok(Facts {
         programs: PROGRAMS.map(|name| (name, find(name).map(|path| path.display().to_string()))).into(),
         libraries: binding::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
+        release: binding::release(),
         loadable: loadable(root, &kernel),
         kernel,
         udev_missing: udev_missing(root),
@@ -126,10 +128,12 @@ fn clock(root: &Root) -> Option<bool> {
 
 /// Each storage of this node in a thread of its own: one that does not answer keeps no other waiting.
 fn ask_storages(root: &Root, node: &str, config: &StorageConfig, limit: Duration) -> Vec<StorageFacts> {
+    let check = &keyring::installed_check(root);
     std::thread::scope(|scope| {
         let asked = config.rbd.iter().filter(|storage| storage.is_on(node));
-        let threads: Vec<_> =
-            asked.map(|section| (section, scope.spawn(move || ask_storage(root, section, limit)))).collect();
+        let threads: Vec<_> = asked
+            .map(|section| (section, scope.spawn(move || ask_storage(root, section, check, limit))))
+            .collect();
         threads
             .into_iter()
             .map(|(section, thread)| {
@@ -153,10 +157,11 @@ fn unasked(section: &RbdStorage, failure: Failure) -> StorageFacts {
         connection: None,
         cluster: Reading::Unknown(failure.clone()),
         caps: Reading::Unknown(failure),
+        keyring: None,
     }
 }
 
-fn ask_storage(root: &Root, section: &RbdStorage, limit: Duration) -> StorageFacts {
+fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration) -> StorageFacts {
     let connection = match connection(root, section) {
         Ok(connection) => connection,
         Err(failure) => return unasked(section, failure),
@@ -173,7 +178,8 @@ fn ask_storage(root: &Root, section: &RbdStorage, limit: Duration) -> StorageFac
         Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
-    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps }
+    let keyring = keyring::look(&connection, check);
+    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
 }
 
 type Guests = Reading<Vec<Result<Guest, (u32, String)>>>;

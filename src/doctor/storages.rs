@@ -1,11 +1,12 @@
 //! The rbd storages: can they be reached, and may their users do what is needed.
 
-use super::{Check, Facts, State, StorageFacts};
+use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
 use crate::process::Command;
 use crate::pve::connection::rbd_arguments;
+use crate::pve::keyring::rewrite_command;
 use crate::reading::{Failure, Reading};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
@@ -24,8 +25,11 @@ pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     if storages.is_empty() {
         return vec![Check::ok("storages", format!("storage.cfg has no rbd storage for {}", facts.node))];
     }
-    let mut checks: Vec<Check> =
-        storages.iter().flat_map(|storage| [Some(reach(storage)), user(storage)]).flatten().collect();
+    let mut checks: Vec<Check> = storages
+        .iter()
+        .flat_map(|storage| [Some(reach(storage)), keys::check(facts, storage), user(storage)])
+        .flatten()
+        .collect();
     checks.extend(expiry(storages));
     checks.extend(health(storages));
     checks
@@ -61,6 +65,10 @@ fn reach(storage: &StorageFacts) -> Check {
         Reading::Unknown(failure) if failure.errno.is_none() => {
             Check::new(&name, State::Unknown, failure.to_string())
         }
+        Reading::Unknown(failure) if keys::why_unread(storage).is_some() => {
+            fail(format!("the cluster was not asked, since the keyring cannot be read: {failure}"))
+                .remedy(key(storage))
+        }
         Reading::Unknown(failure) if is_refusal(failure) || failure.errno == Some(Errno::ENOENT as i32) => {
             fail(format!("the key of {who} is not there or is refused: {failure}")).remedy(key(storage))
         }
@@ -79,19 +87,12 @@ fn is_refusal(failure: &Failure) -> bool {
 fn key(storage: &StorageFacts) -> String {
     let (id, user) = (&storage.section.id, user_of(storage));
     let own = format!("/etc/pve/priv/ceph/{id}.keyring");
-    match (&storage.section.monhost, user) {
-        (None, "admin") => {
+    match (&storage.section.monhost, rewrite_command(&storage.section, user).as_slice()) {
+        (None, _) if user == "admin" => {
             Command::new("cp").args(["/etc/pve/priv/ceph.client.admin.keyring", &own]).display()
         }
-        (None, user) => {
-            Command::new("ceph").args(["auth", "get", &format!("client.{user}"), "-o", &own]).display()
-        }
-        (Some(_), user) => {
-            let get =
-                Command::new("ceph").args(["auth", "get", &format!("client.{user}"), "-o", "FILE"]).display();
-            let set = Command::new("pvesm").args(["set", id, "--keyring", "FILE"]).display();
-            format!("`{get}` on that cluster, then here `{set}`")
-        }
+        (_, [write, set]) => format!("`{write}` on that cluster, then here `{set}`"),
+        (_, commands) => commands.join("; "),
     }
 }
 
@@ -170,12 +171,12 @@ fn of_cluster(ids: &str, facts: &ClusterFacts) -> Check {
     let detail = format!("{} (storage {ids}){}", health.status, told.concat());
     match health.status.as_str() {
         "HEALTH_OK" => Check::ok(name, detail),
-        "HEALTH_ERR" => Check::new(name, State::Fail, detail).remedy("ceph health detail"),
+        _ if health.is_error() => Check::new(name, State::Fail, detail).remedy("ceph health detail"),
         _ => Check::new(name, State::Warn, detail).remedy("ceph health detail"),
     }
 }
 
-fn user_of(storage: &StorageFacts) -> &str {
+pub(super) fn user_of(storage: &StorageFacts) -> &str {
     storage.connection.as_ref().map_or("admin", |connection| connection.user.as_str())
 }
 

@@ -1,8 +1,7 @@
-//! Which of this node's kernel clients are on the OSD blocklist. All mappings of a node that use the same options
-//! share one client (`rbd_client_find`), so one entry stops all of them, and every further map with these options.
+//! Which of this node's kernel clients are on the OSD blocklist. One entry stops all that is mapped through the client,
+//! and every further map that shares it ([`super::client`]).
 
 use crate::ceph::cluster::BlocklistEntry;
-use crate::kernel::Mapping;
 use std::net::IpAddr;
 
 /// The entry that holds a client's address, `10.0.0.1:0/492268007`.
@@ -53,14 +52,6 @@ pub fn host_of(address: &str) -> Option<IpAddr> {
     let place = address.split('/').next()?;
     let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
-
-/// The mapping has a kernel client of its own; its death is nobody else's.
-pub fn is_unshared(mapping: &Mapping) -> bool {
-    mapping
-        .options
-        .as_deref()
-        .is_some_and(|options| options.split([',', ' ']).any(|option| option == "noshare"))
 }
 
 #[cfg(test)]

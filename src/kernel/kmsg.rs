@@ -1,5 +1,6 @@
 //! `/dev/kmsg`: what the kernel's rbd driver and Ceph client said. Linux `Documentation/ABI/testing/dev-kmsg`.
 
+use crate::process::masked;
 use crate::root::Root;
 use anyhow::{Context, Result};
 use nix::libc::{EAGAIN, EPIPE};
@@ -85,6 +86,8 @@ pub fn parse(bytes: &[u8]) -> Vec<LogLine> {
     bytes.split(|byte| *byte == b'\n').filter_map(record).collect()
 }
 
+/// With its debugging switched on the kernel writes keys too, which are masked.
+///
 /// `6,1234,98765432,-;text`: priority and facility, sequence, microseconds, flags and perhaps more; then the text.
 /// A line that begins with a space continues a record (` DEVICE=b251:0`) and has no number in front, so it is none.
 fn record(line: &[u8]) -> Option<LogLine> {
@@ -95,7 +98,7 @@ fn record(line: &[u8]) -> Option<LogLine> {
     let sequence = fields.next()?.parse().ok()?;
     let since_boot = Duration::from_micros(fields.next()?.parse().ok()?);
     const KERNEL: u32 = 0;
-    (priority >> 3 == KERNEL).then(|| LogLine { sequence, since_boot, text: unescaped(text) })
+    (priority >> 3 == KERNEL).then(|| LogLine { sequence, since_boot, text: masked(&unescaped(text)) })
 }
 
 /// The text with its `\xNN` undone where that gives printable text; control characters stay escaped, so that no

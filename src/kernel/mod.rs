@@ -1,8 +1,10 @@
 //! What the kernel says: /sys/bus/rbd, kernel version, /dev/kmsg and what its messages mean.
 
 pub mod blocklist;
+pub mod client;
 pub mod device;
 pub mod holders;
+pub mod key_types;
 pub mod kmsg;
 pub mod messages;
 pub mod module;
@@ -49,12 +51,12 @@ pub struct Mapping {
     /// It is mapped for reading only.
     #[serde(default)]
     pub read_only: Option<bool>,
-    /// Since when, in seconds since 1970: when `/dev/rbdN` was made (`devtmpfs`), where the kernel tells.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<u64>,
     /// Block devices built on it (`dm-3`); `None` where that could not be read.
     #[serde(default)]
     pub holders: Option<Vec<String>>,
+    /// When its device appeared, seconds since 1970; `None` where that could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_at: Option<u64>,
 }
 
 /// What this node's kernel can do and has mapped.
@@ -73,6 +75,9 @@ pub struct KernelFacts {
     /// Why the module could not be loaded, if that was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_failure: Option<String>,
+    /// The kernel itself, asked, takes keys of type aes256k.
+    #[serde(default = "key_types::not_asked")]
+    pub takes_aes256k: Reading<bool>,
 }
 
 /// Reads all of it; changes nothing and does not load the module.
@@ -93,6 +98,7 @@ pub fn gather(root: &Root) -> KernelFacts {
         mappings: sysfs::mappings(root),
         release,
         load_failure: None,
+        takes_aes256k: key_types::takes_aes256k(root),
     }
 }
 

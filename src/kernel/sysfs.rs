@@ -94,21 +94,20 @@ fn try_mapping(root: &Root, device: &Path, id: u32) -> Result<Mapping, (PathBuf,
         size: optional("size").and_then(|size| size.parse().ok()),
         features: optional("features").and_then(|text| features(&text)),
         read_only: read(&root.path(format!("/sys/block/rbd{id}/ro"))).ok().map(|ro| ro != "0"),
-        since: made_at(&root.path(format!("/dev/rbd{id}"))),
         holders: holders(&root.path(format!("/sys/block/rbd{id}")), id).ok(),
+        made_at: made_at(&root.path(format!("/dev/rbd{id}"))),
     })
-}
-
-/// When a device's node was made, in seconds since 1970. A `devtmpfs` keeps that since Linux 5.17; nothing that is done to
-/// the device changes it.
-fn made_at(node: &Path) -> Option<u64> {
-    let made = fs::symlink_metadata(node).ok()?.created().ok()?;
-    Some(made.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// One mapping as it is now; `None` if it is not mapped any more.
 pub fn mapping_now(root: &Root, id: u32) -> Reading<Option<Mapping>> {
     mapping(root, &root.path(format!("/sys/bus/rbd/devices/{id}")), id).into()
+}
+
+/// devtmpfs makes a device's file together with the device, and keeps the time.
+fn made_at(file: &Path) -> Option<u64> {
+    let made = fs::metadata(file).and_then(|file| file.created()).ok()?;
+    made.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
 }
 
 /// `0x1bf`, also with leading zeros.
@@ -235,8 +234,8 @@ pub(super) mod tests {
             size: Some(34_359_738_368),
             features: Some(Features(0x3d)),
             read_only: Some(false),
-            since: None,
             holders: Some(vec!["dm-0".into(), "dm-1".into()]),
+            made_at: None,
         };
         assert_eq!(known(&root), [expected]);
     }

@@ -1,6 +1,6 @@
 //! Really runs commands.
 
-use super::{Command, Outcome, Runner, STDERR_TAIL, STDOUT_LIMIT, Status, Stream};
+use super::{Command, Outcome, Runner, STDERR_TAIL, STDOUT_LIMIT, Status, Stream, masked};
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -19,6 +19,8 @@ const TICK: Duration = Duration::from_millis(20);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long a killed child may take to go; in the kernel's uninterruptible sleep it does not.
 const KILL: Duration = Duration::from_secs(5);
+/// A key in base64 is shorter, in bytes.
+const LONGEST_KEY: usize = 256;
 /// Where programs are, besides `PATH`: a session by `su` or a daemon may lack the sbin directories.
 const USUAL_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -44,6 +46,7 @@ impl Runner for System {
             group.kill();
             ended = group.collect(&events, &mut output, watch, Instant::now() + KILL)?;
         }
+        let stderr_tail = output.stderr_tail();
         let outcome = Outcome {
             command: command.display(),
             // A child that ended itself just before it was killed did what it says.
@@ -53,7 +56,7 @@ impl Runner for System {
             },
             stdout: output.stdout,
             stdout_truncated: output.truncated,
-            stderr_tail: printable(&output.stderr),
+            stderr_tail,
             duration: started.elapsed(),
             survived_kill: ended.is_none(),
         };
@@ -77,6 +80,7 @@ struct Output {
     stdout: Vec<u8>,
     truncated: bool,
     stderr: Vec<u8>,
+    stderr_truncated: bool,
 }
 
 impl Group {
@@ -183,10 +187,25 @@ impl Output {
             }
             Stream::Stderr => {
                 self.stderr.extend_from_slice(bytes);
-                let surplus = self.stderr.len().saturating_sub(STDERR_TAIL);
+                let surplus = self.stderr.len().saturating_sub(STDERR_TAIL + 2 * LONGEST_KEY);
+                self.stderr_truncated |= surplus > 0;
                 self.stderr.drain(..surplus);
             }
         }
+    }
+
+    /// The end of standard error, fit to be kept and shown.
+    fn stderr_tail(&self) -> String {
+        // What is cut off in its midst may be a key's second half, which nothing tells for one.
+        let whole = if self.stderr_truncated {
+            self.stderr.get(LONGEST_KEY..).unwrap_or_default()
+        } else {
+            &self.stderr
+        };
+        let text = masked(&printable(whole));
+        let surplus = text.len().saturating_sub(STDERR_TAIL);
+        let begin = (surplus..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+        text[begin..].to_owned()
     }
 }
 
@@ -361,6 +380,25 @@ mod tests {
         assert_eq!(seen[0], (Stream::Stderr, "Object Map Rebuild: 10% complete...\r".to_owned()));
         assert_eq!(seen.len(), 2);
         assert_eq!(outcome.stderr_tail, "Object Map Rebuild: 10% complete...\ndone.\n");
+    }
+
+    #[test]
+    fn no_key_is_kept_of_what_was_said_nor_a_part_of_one() {
+        let key = "AQBaWlpaWlpaWhAApaWlpaWlpaWlpaWlpaWlpQ==";
+        let said = run(&sh(&format!("echo 'type=key val={key}: Malformed input' >&2"))).stderr_tail;
+        assert_eq!(said, "type=key val=***\n");
+        // Whatever is kept begins within the key.
+        for kept in (STDERR_TAIL - 45..STDERR_TAIL + 5).step_by(7) {
+            for more in [0, LONGEST_KEY, 2 * LONGEST_KEY] {
+                let script =
+                    format!("printf 'key is {key} ' >&2; head -c {} /dev/zero | tr '\\0' x >&2", kept + more);
+                let said = run(&sh(&script)).stderr_tail;
+                assert!(
+                    !said.contains(&key[20..]) && said.len() <= STDERR_TAIL,
+                    "{kept} + {more}: {said:.60}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod drive;
 pub mod guest;
 pub mod ha;
 mod hosts;
+pub mod keyring;
 pub mod load;
 pub mod lock;
 pub mod node;

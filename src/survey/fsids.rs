@@ -89,8 +89,8 @@ mod tests {
         for (id, fsid) in asked {
             let section = config.rbd(id).unwrap().clone();
             let connection = connection(&root, &section).unwrap();
-            let facts = StorageFacts { section, connection, cluster: clusters.len(), caps: None };
-            storages.insert((*id).to_owned(), facts);
+            let facts = serde_json::json!({ "section": section, "connection": connection, "cluster": clusters.len() });
+            storages.insert((*id).to_owned(), serde_json::from_value(facts).unwrap());
             clusters.push(serde_json::from_value(serde_json::json!({ "known": {
                 "fsid": fsid, "blocklist": { "known": [] }, "health": { "known": { "status": "HEALTH_OK", "checks": [] } },
                 "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 },

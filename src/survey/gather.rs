@@ -10,6 +10,7 @@ use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
+use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
@@ -18,7 +19,7 @@ use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::fsids::Fsids;
-use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
+use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients};
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
 use std::cell::OnceCell;
@@ -65,6 +66,7 @@ pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
     let index = Index::read(root, &config)?;
     let node = NodeFacts {
         whereabouts: seen.node.whereabouts.clone(),
+        rbd_release: seen.node.rbd_release.clone(),
         ..node_facts(root, &guest, &seen.node.name, quorate(root), kernel::gather(root))
     };
     let mut survey = Survey { node, taken_at: clock::now().as_secs(), history: Vec::new(), ..seen.clone() };
@@ -173,6 +175,7 @@ impl Look<'_> {
         let fsids = Fsids::read(root, self.config, &storages, &clusters);
         let named = Named { index: self.index, fsids: &fsids };
         look_at_mappings(root, &named, &mut surveys);
+        clients::look(&mut surveys, self.limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
             share_out(&named, survey);
@@ -194,6 +197,7 @@ impl Look<'_> {
             disk: disk.clone(),
             reading: None,
             linked_device: None,
+            map_options: None,
         });
         disks.collect()
     }
@@ -226,6 +230,7 @@ fn node_facts(
         kernel,
         mapping_users: BTreeMap::new(),
         whereabouts: BTreeMap::new(),
+        rbd_release: None,
     }
 }
 
@@ -353,14 +358,13 @@ impl Look<'_> {
         let mut storages = BTreeMap::new();
         let mut clusters = Vec::new();
         let mut reachable: Vec<(&RbdStorage, Connection)> = Vec::new();
+        let check = keyring::installed_check(self.root);
         for section in ids.union(&listed).filter_map(|id| self.config.rbd(id)) {
             match connection(self.root, section) {
                 Ok(connection) => reachable.push((section, connection)),
                 Err(failure) => {
-                    storages.insert(
-                        section.id.clone(),
-                        storage(section, Connection::unknown(section), clusters.len()),
-                    );
+                    let unknown = Connection::unknown(section);
+                    storages.insert(section.id.clone(), storage(section, unknown, clusters.len(), &check));
                     clusters.push(Reading::Unknown(failure));
                 }
             }
@@ -369,7 +373,7 @@ impl Look<'_> {
             reachable.iter().map(|(_, connection)| connection.clone()).collect();
         let shared = share(&connections);
         for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index));
+            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index, &check));
         }
         let first = clusters.len();
         let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
@@ -414,8 +418,9 @@ fn pools_in(
     pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn storage(section: &RbdStorage, connection: Connection, cluster: usize) -> StorageFacts {
-    StorageFacts { section: section.clone(), connection, cluster, caps: None }
+fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
+    let keyring = keyring::look(&connection, check);
+    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
 }
 
 /// The images to look for in a cluster, each once.

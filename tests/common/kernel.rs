@@ -74,6 +74,9 @@ rbd: no-namespace
 	namespace no-such
 ";
 
+/// What images hold, by tests/lab/content. udev looks at each in its own way, and has the disk open meanwhile.
+const CONTENTS: [&str; 4] = ["gpt", "lvm", "ext4", "mbr"];
+
 /// Lists processes that are the product, an `rbd`, or a stand-in that sleeps. Without a process of its own for each:
 /// there are many, and the node is slow.
 const LEFT_RUNNING: &str = r#"
@@ -167,6 +170,7 @@ pub struct Kernel {
     /// The cluster's.
     pub fsid: String,
     vmid: Cell<u32>,
+    images: Cell<usize>,
     blocklist: BTreeSet<String>,
     dead: RefCell<BTreeSet<String>>,
 }
@@ -185,6 +189,7 @@ impl Kernel {
             directory,
             fsid,
             vmid: Cell::new(0),
+            images: Cell::new(0),
             blocklist: BTreeSet::new(),
             dead: RefCell::default(),
         };
@@ -258,9 +263,21 @@ impl Kernel {
         last + 1
     }
 
-    /// An image of 8 MiB.
+    /// An image of 8 MiB that holds what guests' disks hold: in turn, each of [`CONTENTS`].
     pub fn image(&self, disk: &Disk, features: &str) {
-        self.rbd(&["create", &disk.spec(), "--size", "8M", "--image-feature", features]);
+        let turn = self.images.get();
+        self.images.set(turn + 1);
+        self.image_with(disk, features, CONTENTS[turn % CONTENTS.len()]);
+    }
+
+    /// An image of 8 MiB that holds this.
+    pub fn image_with(&self, disk: &Disk, features: &str, content: &str) {
+        let file = self.directory.join(format!("content.{content}"));
+        if !file.exists() {
+            succeed(tool("content").arg(content).arg(&file));
+        }
+        let file = file.to_str().unwrap();
+        self.rbd(&["import", "--no-progress", file, &disk.spec(), "--image-feature", features]);
     }
 
     /// The names of an image's features.
@@ -512,7 +529,7 @@ impl KernelNode<'_> {
         let write = |disk: &Disk| {
             let device = self.device(disk);
             format!(
-                "dd if=/dev/zero of={device} bs=4k count=1 oflag=direct conv=notrunc,nocreat status=none || exit 1\n"
+                "dd if=/dev/zero of={device} bs=4k count=1 seek=512 oflag=direct conv=notrunc,nocreat status=none || exit 1\n"
             )
         };
         let ran = self.run(&disks.iter().map(write).collect::<String>());

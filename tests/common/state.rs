@@ -93,6 +93,25 @@ pub enum Mapped {
     StrangerAndBusy,
 }
 
+/// Another guest's image in this node's kernel, through a client that is on the blocklist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Neighbour {
+    None,
+    /// The client that a plain map of the image would take. That guest runs.
+    Taken,
+    /// The same, and nothing uses it.
+    TakenLeftover,
+    /// Another client.
+    Other,
+    OtherLeftover,
+    /// A client of which it cannot be seen that a plain map would take it. It would.
+    Perhaps,
+    PerhapsLeftover,
+    /// The same, and a map of this run has ended with 108.
+    Proven,
+    ProvenLeftover,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guest {
     Stopped,
@@ -136,6 +155,7 @@ pub struct State {
     pub krbd: bool,
     pub old_kernel: bool,
     pub mapped: Mapped,
+    pub neighbour: Neighbour,
     /// PVE opens the disk before it calls the hook.
     pub before_hook: bool,
     pub context: Context,
@@ -149,6 +169,7 @@ static BASE: LazyLock<Survey> = LazyLock::new(|| {
             "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
             "kernel": { "release": "6.14.8-2-pve", "version": [6, 14], "module_loaded": true,
                         "supported": { "known": [] }, "mappings": { "known": [] } },
+            "rbd_release": { "known": "19.2.6" },
         },
         "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
                    "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
@@ -163,13 +184,14 @@ static BASE: LazyLock<Survey> = LazyLock::new(|| {
             "blocklist": { "known": [
                 { "address": "10.0.0.1:0/5", "until": "later", "range": false },
                 { "address": "10.0.0.2:0/8", "until": "later", "range": false },
+                { "address": "10.0.0.1:0/9", "until": "later", "range": false },
             ] },
             "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 },
         } }],
         "disks": [{
             "key": "scsi0", "volid": "ceph:vm-516-disk-0", "storage": "ceph", "pool": "rbd", "namespace": null,
             "image": "vm-516-disk-0", "krbd_storage": true, "access": "krbd", "role": "disk", "pve_drops": null,
-            "shared_with": [],
+            "shared_with": [], "map_options": { "known": "" },
             "reading": { "found": {
                 "id": "1", "format": 2, "size": 1, "object_size": 1, "objects": 1, "features": [],
                 "op_features": { "known": [] }, "snapshots": { "known": [] }, "parents": { "known": [] },
@@ -182,9 +204,10 @@ static BASE: LazyLock<Survey> = LazyLock::new(|| {
     .unwrap()
 });
 
-/// This node's kernel clients, and clients elsewhere. Those of number 5 and 8 are on the blocklist.
+/// This node's kernel clients, and clients elsewhere. Those of number 5, 8 and 9 are on the blocklist.
 const OWN: (&str, u64) = ("10.0.0.1:0/6", 6);
 const OWN_DEAD: (&str, u64) = ("10.0.0.1:0/5", 5);
+const OWN_OTHER: (&str, u64) = ("10.0.0.1:0/9", 9);
 const OTHER: (&str, u64) = ("10.0.0.2:0/7", 7);
 const BLOCKLISTED: (&str, u64) = ("10.0.0.2:0/8", 8);
 
@@ -197,16 +220,23 @@ fn owner((address, client): (&str, u64), cookie: &str) -> Owner {
     Owner { client: format!("client.{client}"), cookie: cookie.into(), address: address.into() }
 }
 
-fn mapping(client: (&str, u64)) -> Mapping {
+fn mapping(id: u32, image: &str, client: (&str, u64), options: &str) -> Mapping {
     serde_json::from_value(json!({
-        "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-0", "snapshot": null, "fsid": "f",
-        "client_address": client.0, "client": client.1,
+        "id": id, "pool": "rbd", "namespace": null, "image": image, "snapshot": null, "fsid": "f",
+        "client_address": client.0, "client": client.1, "options": options,
     }))
     .unwrap()
 }
 
-static LIVE_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(OWN));
-static DEAD_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(OWN_DEAD));
+/// What a plain map of the image is made with.
+const PLAIN: &str = "name=vms";
+static LIVE_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(0, "vm-516-disk-0", OWN, PLAIN));
+static LIVE_PRIVATE: LazyLock<Mapping> =
+    LazyLock::new(|| mapping(0, "vm-516-disk-0", OWN, "name=vms,noshare"));
+static DEAD_MAPPING: LazyLock<Mapping> = LazyLock::new(|| mapping(0, "vm-516-disk-0", OWN_DEAD, PLAIN));
+
+/// The device of the other guest's image.
+const NEIGHBOUR: u32 = 9;
 
 fn unknown<T>() -> Reading<T> {
     Reading::Unknown(Failure::errno("read it", 5))
@@ -279,11 +309,23 @@ impl State {
         kernel.supported = Reading::Known(if self.old_kernel { old } else { Features::KRBD_5_3 });
         kernel.version = if self.old_kernel { (4, 15) } else { (6, 14) };
         let busy = matches!(self.mapped, Mapped::Busy | Mapped::DeadAndBusy | Mapped::StrangerAndBusy);
-        let mapping = if self.client_is_dead() { &DEAD_MAPPING } else { &LIVE_MAPPING };
+        // While the shared client is dead, what is mapped well has one of its own.
+        let mapping = match self.neighbour {
+            _ if self.client_is_dead() => &DEAD_MAPPING,
+            Neighbour::None | Neighbour::Other | Neighbour::OtherLeftover => &LIVE_MAPPING,
+            _ => &LIVE_PRIVATE,
+        };
+        let mut mappings = self.neighbours(&mut survey.node.mapping_users);
         kernel.mappings = match self.mapped {
-            Mapped::No => return,
+            Mapped::No => {
+                kernel.mappings = Reading::Known(mappings.into());
+                return;
+            }
             Mapped::Unknown => unknown(),
-            _ => Reading::Known(vec![self.identified((*mapping).clone())].into()),
+            _ => {
+                mappings.push(self.identified((*mapping).clone()));
+                Reading::Known(mappings.into())
+            }
         };
         survey.disks[0].linked_device = Some("rbd0".into());
         let process = Process { pid: 1, command: "dd".into(), guest: None };
@@ -329,6 +371,22 @@ impl State {
                 false
             }
         }
+    }
+
+    /// The other guest's mapping, and who uses it.
+    fn neighbours(&self, users: &mut BTreeMap<u32, MappingUsers>) -> Vec<Mapping> {
+        use Neighbour::{None, Other, OtherLeftover, Perhaps, Proven, Taken, TakenLeftover};
+        let (client, options) = match self.neighbour {
+            None => return Vec::new(),
+            Taken | TakenLeftover => (OWN_DEAD, PLAIN),
+            Other | OtherLeftover => (OWN_OTHER, "name=vms,rxbounce"),
+            _ => (OWN_OTHER, "name=vms,warp"),
+        };
+        let running = Reading::Known(matches!(self.neighbour, Taken | Other | Perhaps | Proven));
+        let guests = BTreeMap::from([(600, running)]);
+        let locked = BTreeMap::new();
+        users.insert(NEIGHBOUR, MappingUsers { holders: Reading::Known(Vec::new()), guests, locked });
+        vec![mapping(NEIGHBOUR, "vm-600-disk-0", client, options)]
     }
 
     /// One of some words that are shown and never compared; each comes up in some states.
@@ -397,6 +455,11 @@ impl State {
         matches!(self.mapped, Mapped::Dead | Mapped::DeadAndBusy)
     }
 
+    /// The kernel client that a plain map takes is dead.
+    fn taken_is_dead(&self) -> bool {
+        !matches!(self.neighbour, Neighbour::None | Neighbour::Other | Neighbour::OtherLeftover)
+    }
+
     fn may_blocklist(&self) -> bool {
         matches!(self.caps, Caps::May | Caps::UnreadMay)
     }
@@ -421,20 +484,31 @@ impl State {
             Change::EnableFeatures { features } | Change::DisableFeatures { features } => *features,
             _ => Features::NONE,
         };
+        // The map that the kernel refuses is to be stepped round, and no other.
+        let steps_round =
+            matches!(self.neighbour, Neighbour::Taken | Neighbour::Proven | Neighbour::ProvenLeftover);
         let by_kind = match change {
+            Change::Unmap { device: NEIGHBOUR } => rule(
+                self.neighbour != Neighbour::TakenLeftover,
+                "unmap of another guest's disk that is in use, or for nothing",
+            ),
             Change::Unmap { .. } => {
                 rule(!self.can_be_let_go(), "rule 3: unmap of what is open, unknown or about to be opened")
             }
-            Change::Map { .. } => rule(
-                !(self.context.starts() && self.krbd && self.mapped == Mapped::No),
+            Change::Map { noshare, .. } => rule(
+                !((self.context.starts() || self.neighbour == Neighbour::Taken)
+                    && self.krbd
+                    && self.mapped == Mapped::No),
                 "map that PVE would not make",
-            ),
+            )
+            .or(rule(*noshare != steps_round, "a client of its own without need, or none in need")),
             _ => rule(
                 self.mapped != Mapped::No && !self.is_stranger(),
                 "rule 1: an image that a kernel has mapped",
             ),
         };
         let on_image = !matches!(change, Change::Unmap { .. });
+        let own_unmap = matches!(change, Change::Unmap { device } if *device != NEIGHBOUR);
         let is_break = matches!(change, Change::BreakLock { .. });
         by_kind
             .or(rule(self.context == Context::MigrationTarget, "alive on another node"))
@@ -451,7 +525,7 @@ impl State {
                 "an immutable feature",
             ))
             .or(rule(
-                self.context == Context::Hook && self.before_hook && !on_image && self.mapped != Mapped::Dead,
+                self.context == Context::Hook && self.before_hook && own_unmap && self.mapped != Mapped::Dead,
                 "unmap of what PVE has mapped for this start",
             ))
     }
@@ -469,7 +543,17 @@ impl State {
             Change::DisableFeatures { features } => done(self.changed(|image| image.disable(*features))),
             Change::EnableFeatures { features } => done(self.changed(|image| image.enable(*features))),
             Change::RebuildObjectMap { .. } => done(self.changed(|image| image.rebuild(None))),
+            Change::Unmap { device: NEIGHBOUR } => done(Self { neighbour: Neighbour::None, ..self }),
             Change::Unmap { .. } => done(self.unmapped()),
+            Change::Map { noshare: false, .. } if self.taken_is_dead() => {
+                let told = match self.neighbour {
+                    Neighbour::Perhaps => Neighbour::Proven,
+                    Neighbour::PerhapsLeftover => Neighbour::ProvenLeftover,
+                    other => other,
+                };
+                let failed = ActionResult::Failed { errno: Some(108), message: "shutdown".into() };
+                (Self { neighbour: told, ..self }, ActionReport::new(action.clone(), failed))
+            }
             Change::Map { .. } => done(Self { mapped: Mapped::Leftover, watchers: Watchers::Own, ..self }),
         }
     }

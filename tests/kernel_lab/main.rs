@@ -6,8 +6,10 @@
 mod common;
 
 mod by_hand;
+mod clients;
 mod images;
 mod incident;
+mod keys;
 mod limits;
 mod locks;
 mod names;

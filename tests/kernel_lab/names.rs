@@ -100,7 +100,7 @@ fn a_guest_that_is_just_being_started_keeps_its_disks() {
         node.must(&format!("rbd-preflight check {vmid} --save-survey /run/lab-survey >&2"));
         let survey: Value =
             serde_json::from_str(&node.must("cat /run/lab-survey; rm /run/lab-survey")).unwrap();
-        let since = survey["node"]["kernel"]["mappings"]["known"][0]["since"].as_u64().unwrap();
+        let since = survey["node"]["kernel"]["mappings"]["known"][0]["made_at"].as_u64().unwrap();
         assert!((before..=after).contains(&since), "mapped from {before} to {after}, told {since}");
 
         // Until nobody can be said to be about to open it.

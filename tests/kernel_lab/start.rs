@@ -52,6 +52,31 @@ fn healthy() {
     });
 }
 
+/// The first start of a disk that udev has never seen: its workers have the disk open while its partitions are looked
+/// at, which is no reason to stop.
+///
+/// `RBD_PREFLIGHT_STARTS` says how many; each is a map of disks that were not mapped, with all that udev makes of it.
+#[test]
+fn first_starts_in_a_row() {
+    let starts = std::env::var("RBD_PREFLIGHT_STARTS").map_or(4, |starts| starts.parse().unwrap());
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let vmid = kernel.new_vmid();
+        let disks = ["gpt", "mbr"].map(|content| {
+            let disk = disk(KRBD, format!("vm-{vmid}-disk-{content}"));
+            kernel.image_with(&disk, DEFAULT, content);
+            disk
+        });
+        let lines = disks.iter().enumerate().map(|(n, disk)| format!("scsi{n}: ceph-krbd:{}\n", disk.image));
+        node.guest(vmid, &lines.collect::<String>());
+        for start in 1..=starts {
+            let ran = node.hook(vmid);
+            assert_eq!((ran.code, ran.stderr.lines().count()), (0, 1), "start {start}: {ran:#?}");
+            node.unmap(&disks);
+        }
+    });
+}
+
 /// The module is loaded when it is needed; where there is none, that is said.
 #[test]
 fn the_kernels_module() {

@@ -1,0 +1,111 @@
+//! The keys of the storages' users: can Ceph's libraries, the kernel and Proxmox VE use them on this node. All of it is told before
+//! anything is mapped.
+
+use crate::ceph::keyring::{Key, Keyring};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::kernel::key_types;
+use crate::pve::guest::{Access, Kind, Role};
+use crate::pve::keyring::rewrite_command;
+use crate::reading::{Failure, Reading};
+use crate::survey::{DiskFacts, StorageFacts, Survey};
+
+/// Findings about the key of each storage that a disk of the guest's lies on.
+pub fn findings(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for storage in survey.storages.values() {
+        let disks: Vec<&DiskFacts> = disks_on(survey, storage).collect();
+        if !disks.is_empty() {
+            let found = [refused(storage), unsupported(survey, storage, &disks)].into_iter().flatten();
+            let of_storage = |finding| Finding { storages: vec![storage.section.id.clone()], ..finding };
+            findings.extend(found.map(of_storage));
+        }
+    }
+    findings
+}
+
+/// The storage's disks that a start uses: not those on lines that PVE drops.
+fn disks_on<'a>(survey: &'a Survey, storage: &StorageFacts) -> impl Iterator<Item = &'a DiskFacts> {
+    let on = survey.disks.iter().filter(move |disk| disk.disk.storage == storage.section.id);
+    on.filter(|disk| disk.disk.pve_drops.as_ref().is_none_or(|dropped| dropped.unknown_option))
+}
+
+/// Why a cluster could not be asked, where that is the keyring.
+pub fn unread(survey: &Survey, cluster: usize, failure: &Failure) -> Option<Finding> {
+    let mut storages = survey.storages.values().filter(|storage| storage.cluster == cluster);
+    let (storage, why) =
+        storages.find_map(|storage| Some((storage, content(storage)?.why_unread(failure)?)))?;
+    let id = &storage.section.id;
+    let path = storage.connection.keyring.as_deref().unwrap_or_default();
+    let detail = format!("storage {id}: {path}: {why}; no monitor was asked: {failure}");
+    let finding = Finding::new(Code::KeyringUnreadable, detail);
+    Some(finding.commands(rewrite_command(&storage.section, &storage.connection.user)))
+}
+
+fn content(storage: &StorageFacts) -> Option<&Keyring> {
+    storage.keyring.as_ref()?.content.known()
+}
+
+/// Proxmox VE's own check refuses the keyring.
+fn refused(storage: &StorageFacts) -> Option<Finding> {
+    let facts = storage.keyring.as_ref()?;
+    if facts.accepted != Reading::Known(false) {
+        return None;
+    }
+    let (section, connection) = (&storage.section, &storage.connection);
+    let path = connection.keyring.as_deref().unwrap_or_default();
+    let user = &connection.user;
+    let holds = content(storage).map(|keyring| format!("; client.{user} has {}", keyring.key));
+    let detail = format!(
+        "storage {}: {path}: PVE ends with \"Not a proper rbd authentication file\"{}",
+        section.id,
+        holds.unwrap_or_default()
+    );
+    Some(Finding::new(Code::KeyringRefusedByPve, detail).commands(rewrite_command(section, user)))
+}
+
+/// The kernel opens a disk of the storage, and takes no key of this type.
+fn unsupported(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) -> Option<Finding> {
+    if content(storage)?.key != Key::Aes256k {
+        return None;
+    }
+    let disks: Vec<&DiskFacts> =
+        disks.iter().copied().filter(|disk| disk.disk.access == Access::Krbd).collect();
+    let kernel = &survey.node.kernel;
+    let (severity, why) = match &kernel.takes_aes256k {
+        _ if disks.is_empty() => return None,
+        Reading::Known(true) => return None,
+        Reading::Known(false) => (Severity::Blocker, "refuses such a key".to_owned()),
+        Reading::Unknown(_) if !key_types::unlikely(kernel.version) => return None,
+        Reading::Unknown(failure) => {
+            let (major, minor) = key_types::SINCE;
+            let guess =
+                format!("is older than {major}.{minor} and was not asked itself: {}", failure.message);
+            (Severity::Unknown, guess)
+        }
+    };
+    // PVE maps nothing that is mapped.
+    let all_mapped = disks.iter().all(|disk| survey.mapped(disk).known().is_some_and(|all| !all.is_empty()));
+    let severity = if all_mapped { Severity::Warning } else { severity };
+    let keys: Vec<&str> = disks.iter().map(|disk| disk.disk.key.as_str()).collect();
+    let detail = format!(
+        "storage {}: client.{} has {}; Linux {} {why}; mapped by the kernel: {}",
+        storage.section.id,
+        storage.connection.user,
+        Key::Aes256k,
+        kernel.release,
+        keys.join(", ")
+    );
+    let finding = Finding::new(Code::KeyTypeUnsupported, detail).severity(severity);
+    Some(finding.remedy(RemedyKind::Manual, ways_out(survey, &disks)))
+}
+
+/// `krbd 0` helps only those that the kernel opens for that setting's sake: not a container's volumes, nor a TPM's state.
+fn ways_out(survey: &Survey, disks: &[&DiskFacts]) -> String {
+    let by_setting = |disk: &&DiskFacts| disk.disk.krbd_storage && disk.disk.role != Role::Tpm;
+    let text = Code::KeyTypeUnsupported.remedy();
+    if survey.guest.kind == Kind::Qemu && disks.iter().all(by_setting) {
+        return format!("{text}; or set `krbd 0` on the storage");
+    }
+    text.to_owned()
+}
