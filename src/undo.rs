@@ -97,6 +97,14 @@ impl Undo<'_> {
             return Ok(Verdict::Nothing("that run changed no features of it"));
         }
         let refuse = |why: String| Err(Verdict::Refused(why));
+        let vmid = survey.guest.vmid;
+        if let (Some(then), Some(now)) = (&self.run.guest_uuid, &survey.guest.uuid) {
+            if then != now {
+                return refuse(format!(
+                    "guest {vmid} is another one by now: that run was for the one of the uuid {then}"
+                ));
+            }
+        }
         let image = self.find(survey, past)?;
         if let Some(why) = &image.forbidden {
             return refuse(why.clone());
@@ -105,7 +113,6 @@ impl Undo<'_> {
             return refuse(why.clone());
         }
         if image.facts.lock.known().is_some_and(|lock| !lock.lockers.is_empty()) {
-            let vmid = survey.guest.vmid;
             return refuse(format!("its lock was left behind; `rbd-preflight repair {vmid}` takes it over"));
         }
         let present = image.facts.features;

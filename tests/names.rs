@@ -117,6 +117,27 @@ fn an_image_that_was_renamed_is_still_the_one() {
     assert_eq!(node.features(&spec), DEFAULT.split(',').collect::<Vec<_>>());
 }
 
+/// The number of a guest is not the guest: it may have been destroyed, and the disk given to a new one of its number.
+#[test]
+fn another_guest_of_the_number_is_not_the_one_that_a_run_was_for() {
+    let (node, vmid, spec) = Node::with_vm("layering");
+    let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
+    let plain = std::fs::read_to_string(node.path(&config)).unwrap();
+    let of = |last: char| {
+        node.write(&config, &format!("{plain}smbios1: uuid=4ed1cbc9-0000-4000-8000-00000000000{last}\n"))
+    };
+    of('a');
+    assert_eq!(repair(&node, vmid).code, 0);
+    let (run, repaired) = (last(&node), node.features(&spec));
+    of('b');
+    let ran = undo(&node, &run);
+    assert_eq!((ran.code, node.features(&spec)), (4, repaired), "{ran:?}");
+    assert!(ran.stdout.contains(&format!("guest {vmid} is another one by now")), "{ran:?}");
+    of('a');
+    let ran = undo(&node, &run);
+    assert_eq!((ran.code, node.features(&spec)), (0, vec!["layering".to_owned()]), "{ran:?}");
+}
+
 #[test]
 fn what_an_older_version_wrote_does_not_say_which_image_it_was() {
     let (node, vmid, spec) = Node::with_vm("layering");

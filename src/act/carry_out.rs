@@ -122,7 +122,7 @@ impl Hands<'_> {
     ) -> ActionResult {
         let journal = Journal::open(self.root);
         let begun = Instant::now();
-        let intent = self.intent(action, image_of(survey, action));
+        let intent = self.intent(survey, action);
         let ticket = match journal.intent(self.run, now().as_secs(), intent) {
             Ok(ticket) => ticket,
             Err(error) => return withheld(format!("{error:#}")),
@@ -142,11 +142,13 @@ impl Hands<'_> {
         result
     }
 
-    fn intent(&self, action: &Action, facts: Option<&ImageFacts>) -> Intent {
+    fn intent(&self, survey: &Survey, action: &Action) -> Intent {
+        let facts = image_of(survey, action);
         let before = facts.map(|f| json!({ "features": f.features, "flags": f.flags, "lock": f.lock }));
         Intent {
             action: json!(action),
             guest: Some(self.vmid),
+            guest_uuid: survey.guest.uuid.clone(),
             image: Some(action.target.spec.to_string()),
             before: before.unwrap_or_default(),
             command: Some(action.command_line()),

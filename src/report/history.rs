@@ -52,6 +52,7 @@ fn run_json(run: &Run) -> Value {
         "run": run.run,
         "at": run.at,
         "guest": run.guest,
+        "guest_uuid": run.guest_uuid,
         "changes": run.changes.iter().map(change_json).collect::<Vec<_>>(),
     })
 }

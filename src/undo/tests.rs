@@ -32,6 +32,7 @@ fn records_on(fsid: &str, id: &str, steps: &[Step]) -> Vec<Record> {
             "features": Features(*features),
         }),
         guest: Some(516),
+        guest_uuid: None,
         image: Some("rbd/i".into()),
         before: json!({ "features": Features(*before) }),
         command: None,
