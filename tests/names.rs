@@ -153,6 +153,23 @@ fn what_an_older_version_wrote_does_not_say_which_image_it_was() {
     assert!(ran.stdout.contains("an older version wrote it"), "{ran:?}");
 }
 
+/// Format 1 has no id, and no features that it could be given: nothing is tried.
+#[test]
+fn an_image_of_format_1_is_left_as_it_is() {
+    let (node, vmid) = (Node::new(), new_vmid());
+    let image = format!("vm-{vmid}-disk-0");
+    let mut create = node.lab.command("rbd");
+    create.env("RBD_FORCE_ALLOW_V1", "1").args(["create", "--image-format", "1", "--size", "8M", &image]);
+    let output = create.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    node.vm(vmid, &format!("scsi0: ceph-krbd:{image}\n"));
+    let report = node.check(vmid);
+    assert_eq!(report["disks"][0]["facts"]["format"], 1, "{report:#}");
+    assert!(!codes(&report).contains(&"lock-features-missing".to_owned()), "{report:#}");
+    let ran = repair(&node, vmid);
+    assert_eq!((ran.code, node.journal().len()), (0, 0), "{ran:?}");
+}
+
 /// The codes of what is told besides the state of the lab's cluster.
 fn stoppers(report: &Value) -> Vec<String> {
     codes(report).into_iter().filter(|code| code != "cluster-health").collect()
