@@ -1,22 +1,34 @@
 //! A change to an image, as a value: what `diagnose` proposes, `plan` orders and `act` carries out.
 
 use crate::ceph::features::Features;
+use crate::ceph::identity::ImageIdentity;
 use crate::ceph::image::{Locker, Spec};
 use crate::process::Command;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The image to change and how to reach it.
+/// The image to change and how to reach it. Which image it is, its [`Target::identity`] says: a command names it by
+/// `spec`, and is only run while that name still is this image's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// The storage's id.
+    /// The storage's id; empty where none is needed (an unmap).
     pub storage: String,
     /// The cluster's fsid.
     pub fsid: String,
-    /// The image.
+    /// The image's name.
     pub spec: Spec,
+    /// The image's id, empty for format 1; `None` where it could not be read, and in journals of versions before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// PVE's own arguments for `rbd` on this storage, before the command's name.
     pub rbd_arguments: Vec<String>,
+}
+
+impl Target {
+    /// The image, told from all others.
+    pub fn identity(&self) -> ImageIdentity<'_> {
+        ImageIdentity::new(&self.fsid, &self.spec, self.id.as_deref())
+    }
 }
 
 /// What is changed. The order is the order in which changes of one image are made.
@@ -251,9 +263,9 @@ impl ActionReport {
     }
 }
 
-/// The same image, whichever storage it was reached by.
+/// The same image, whichever storage it was reached by; also where an id that is not known keeps it from being sure.
 pub fn is_same_image(a: &Action, b: &Action) -> bool {
-    a.target.fsid == b.target.fsid && a.target.spec == b.target.spec
+    a.target.identity().may_be(b.target.identity())
 }
 
 /// The names joined by commas; dependents come before what they depend on, as PVE writes them.
@@ -282,6 +294,7 @@ mod tests {
                 storage: "ceph".into(),
                 fsid: "f".into(),
                 spec: Spec { pool: "rbd".into(), namespace: None, image: "vm-1-disk-0".into() },
+                id: Some("12ab".into()),
                 rbd_arguments: vec!["-p".into(), "rbd".into()],
             },
             change,
@@ -293,6 +306,26 @@ mod tests {
         let enable = Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP | Features::FAST_DIFF;
         let command = action(Change::EnableFeatures { features: enable }).command_line();
         assert_eq!(command, "rbd -p rbd feature enable vm-1-disk-0 fast-diff,object-map,exclusive-lock");
+    }
+
+    #[test]
+    fn a_new_image_of_the_old_name_is_another_one() {
+        let one = action(Change::RebuildObjectMap { snapshot: None });
+        let of = |id: Option<&str>| {
+            let target = Target { id: id.map(Into::into), ..one.target.clone() };
+            Action { target, ..one.clone() }
+        };
+        assert!(is_same_image(&one, &of(Some("12ab"))) && is_same_image(&one, &of(None)));
+        assert!(!is_same_image(&one, &of(Some("34cd"))));
+    }
+
+    #[test]
+    fn a_journal_from_before_the_ids_is_read() {
+        let old = r#"{"target":{"storage":"ceph","fsid":"f","spec":{"pool":"rbd","namespace":null,"image":"a"},
+            "rbd_arguments":[]},"change":"rebuild-object-map","snapshot":null}"#;
+        let action: Action = serde_json::from_str(old).unwrap();
+        assert_eq!(action.target.id, None);
+        assert!(!serde_json::to_string(&action).unwrap().contains("\"id\""));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Run {
     pub at: u64,
     /// The guest it was for.
     pub guest: Option<u32>,
+    /// What tells that guest from another one of its number, if the journal has it.
+    pub guest_uuid: Option<String>,
     /// The run that it undid.
     pub undoes: Option<RunId>,
     /// What it changed, in the order in which the changes were begun.
@@ -108,6 +110,7 @@ fn begin(record: &Record) -> Run {
         run: record.run.clone(),
         at: record.at,
         guest: record.guest,
+        guest_uuid: record.guest_uuid.clone(),
         undoes: record.undoes.clone(),
         changes: Vec::new(),
     }
@@ -168,6 +171,7 @@ mod tests {
             phase,
             action: json!({}),
             guest: Some(516),
+            guest_uuid: None,
             image: Some(format!("rbd/ns/disk-{step}")),
             before: Value::Null,
             command: None,

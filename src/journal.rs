@@ -57,6 +57,8 @@ pub struct Intent {
     pub action: Value,
     /// The guest it is for.
     pub guest: Option<u32>,
+    /// What tells the guest from another one of its number, where there is something.
+    pub guest_uuid: Option<String>,
     /// The image, `pool/namespace/image`.
     pub image: Option<String>,
     /// What stood before, as JSON: enough to put it back.
@@ -85,6 +87,10 @@ pub struct Record {
     /// The guest it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<u32>,
+    /// What tells the guest from another one of its number ([`crate::pve::guest::Guest::uuid`]); not there for a container,
+    /// and in journals of versions before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_uuid: Option<String>,
     /// The image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -163,6 +169,7 @@ impl Journal {
             phase: Phase::Intent,
             action: intent.action,
             guest: intent.guest,
+            guest_uuid: intent.guest_uuid,
             image: intent.image,
             before: intent.before,
             command: intent.command,
@@ -305,6 +312,7 @@ mod tests {
         Intent {
             action: json!({"feature_enable": ["exclusive-lock"]}),
             guest: Some(516),
+            guest_uuid: Some("4ed1cbc9-0000-4000-8000-000000000001".into()),
             image: Some("rbd/vm-516-disk-0".into()),
             before: json!({"features": ["layering"]}),
             command: Some("rbd feature enable rbd/vm-516-disk-0 exclusive-lock".into()),

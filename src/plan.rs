@@ -65,6 +65,7 @@ mod tests {
             storage: "ceph".into(),
             fsid: "f".into(),
             spec: Spec { pool: "rbd".into(), namespace: None, image: image.into() },
+            id: Some(image.into()),
             rbd_arguments: Vec::new(),
         };
         let mut finding = Finding::new(Code::ObjectMapInvalid, "");

@@ -1,17 +1,20 @@
 //! The survey: everything that was seen of a guest, as one plain value.
 
 mod clients;
+mod fsids;
 mod gather;
 
-pub use gather::{Fleet, Names, gather, gather_fleet, gather_node, gather_some};
+pub use fsids::Fsids;
+pub use gather::{Fleet, Listed, Names, gather, gather_fleet, gather_node, gather_some};
 
 use crate::action::ActionReport;
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
+use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageReading, Spec};
 use crate::kernel::blocklist::entry_of;
 use crate::kernel::holders::Holder;
-use crate::kernel::{KernelFacts, Mapping};
+use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::keyring::KeyringFacts;
@@ -74,6 +77,10 @@ pub struct MappingUsers {
     pub holders: Reading<Vec<Holder>>,
     /// Guests of this node whose configs name the image, and whether each runs.
     pub guests: BTreeMap<u32, Reading<bool>>,
+    /// Of these, those that do not run: whether somebody is at the guest, so that it may be just about to open the
+    /// device ([`crate::pve::lock`]). Less the guest whose hook this is: PVE, which called it, is at that one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub locked: BTreeMap<u32, Reading<bool>>,
 }
 
 /// A storage and how to reach it.
@@ -117,29 +124,53 @@ pub struct DiskFacts {
 }
 
 impl Survey {
-    /// Where this node's kernel has the disk's image mapped, snapshots left aside: those are read-only.
-    /// The same pool and image name in another cluster is another image.
-    pub fn mapped(&self, disk: &DiskFacts) -> Reading<Vec<Mapping>> {
-        let fsid = self.cluster_of(disk).and_then(Reading::known).map(|cluster| &cluster.fsid);
+    /// Which image a disk is; `None` where PVE cannot parse the volume's name, or its cluster is not known.
+    pub fn identity<'a>(&'a self, disk: &'a DiskFacts) -> Option<ImageIdentity<'a>> {
         let id = match &disk.reading {
-            Some(ImageReading::Found(facts)) => Some(&facts.id),
+            Some(ImageReading::Found(facts)) => Some(facts.id.as_str()),
             _ => None,
         };
-        // The name is the one at the time of the map; a rename keeps the id.
-        let same_image = |m: &Mapping| {
-            Some(&m.image) == disk.disk.image.as_ref() || (id.is_some() && m.image_id.as_ref() == id)
-        };
-        let is_disk = |m: &&Mapping| {
-            m.snapshot.is_none()
-                && Some(&m.fsid) == fsid
-                && m.pool == disk.disk.pool
-                && m.namespace == disk.disk.namespace
-                && same_image(m)
-        };
+        let fsid = &self.cluster_of(disk)?.known()?.fsid;
+        let Disk { pool, namespace, image, .. } = &disk.disk;
+        Some(ImageIdentity { fsid, pool, namespace: namespace.as_deref(), name: image.as_deref()?, id })
+    }
+
+    /// Whether a disk is this image.
+    pub fn is_of(&self, disk: &DiskFacts, image: ImageIdentity<'_>) -> Same {
+        self.identity(disk).map_or(Same::No, |own| own.same(image))
+    }
+
+    /// Where this node's kernel has the disk's image mapped, snapshots left aside: those are read-only.
+    pub fn mapped(&self, disk: &DiskFacts) -> Reading<Vec<Mapping>> {
+        let is_disk = |m: &&Mapping| self.is_mapping_of(disk, m);
         match &self.node.kernel.mappings {
             Reading::Known(all) => Reading::Known(all.iter().filter(is_disk).cloned().collect()),
             Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
         }
+    }
+
+    fn is_mapping_of(&self, disk: &DiskFacts, mapping: &Mapping) -> bool {
+        let gone = disk.reading.as_ref().is_some_and(ImageReading::is_gone);
+        mapping.snapshot.is_none()
+            && !gone
+            && self.is_of(disk, ImageIdentity::of_mapping(mapping)) != Same::No
+    }
+
+    /// What this node's kernel has mapped in the disk's place although it is another image: by its name, which that one
+    /// had when it was mapped, or at the end of PVE's link. `rbd rename` does not ask whether an image is mapped.
+    pub fn strangers<'a>(&'a self, disk: &'a DiskFacts) -> impl Iterator<Item = &'a Mapping> {
+        let all = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+        let (own, linked) = (self.identity(disk), disk.linked_number());
+        // Of an image that was not read nobody can say that another one is not it.
+        let read = match &disk.reading {
+            Some(ImageReading::Found(_)) => true,
+            other => other.as_ref().is_some_and(ImageReading::is_gone),
+        };
+        all.filter(move |mapping| {
+            let theirs = ImageIdentity { id: None, ..ImageIdentity::of_mapping(mapping) };
+            let by_name = mapping.snapshot.is_none() && own.is_some_and(|own| own.may_be(theirs));
+            read && (by_name || linked == Some(mapping.id)) && !self.is_mapping_of(disk, mapping)
+        })
     }
 
     /// Mappings of this node whose kernel client is on the blocklist, each with the entry that says so.
@@ -184,6 +215,11 @@ impl Survey {
 }
 
 impl DiskFacts {
+    /// `N` of the `/dev/rbdN` that PVE's link to the image leads to.
+    pub fn linked_number(&self) -> Option<u32> {
+        device::number(self.linked_device.as_ref()?)
+    }
+
     /// The disk's image; `None` where PVE cannot parse the volume's name.
     pub fn spec(&self) -> Option<Spec> {
         Spec::of(&self.disk)

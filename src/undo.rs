@@ -3,12 +3,13 @@
 mod past;
 
 use crate::act::rule::Rule;
-use crate::action::{Action, Change};
+use crate::action::{Action, Change as Made, Target};
 use crate::ceph::features::{Change as Changeable, Features};
+use crate::ceph::identity::Same;
 use crate::ceph::image::ImageReading;
 use crate::diagnose::features::rebuilds;
 use crate::diagnose::image::Image;
-use crate::history::Run;
+use crate::history::{Change, Run};
 use crate::journal::RunId;
 use crate::policy::Policy;
 use crate::survey::{DiskFacts, Survey};
@@ -28,8 +29,10 @@ pub struct Undo<'a> {
 /// What undoing a run means for one of its images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageUndo {
-    /// The image.
+    /// The image as the journal names it.
     pub image: String,
+    /// Which image it was, if the journal says so in a way that this version understands.
+    pub target: Option<Target>,
     /// What is to be done.
     pub verdict: Verdict,
     /// What cannot come back, or need not.
@@ -59,8 +62,11 @@ impl Rule for Undo<'_> {
     }
 
     fn why_not(&self, survey: &Survey, action: &Action) -> Option<String> {
-        let spec = action.target.spec.to_string();
-        let image = self.judge(survey).into_iter().find(|image| image.image == spec)?;
+        let is_it = |image: &ImageUndo| {
+            let target = image.target.as_ref();
+            target.is_some_and(|target| target.identity().may_be(action.target.identity()))
+        };
+        let image = self.judge(survey).into_iter().find(is_it)?;
         match image.verdict {
             Verdict::Refused(why) | Verdict::Unread(why) => Some(why),
             _ => None,
@@ -83,7 +89,7 @@ impl Undo<'_> {
         let verdict = match self.verdict(survey, past, &mut remarks) {
             Ok(verdict) | Err(verdict) => verdict,
         };
-        ImageUndo { image: past.image.clone(), verdict, remarks }
+        ImageUndo { image: past.image.clone(), target: past.target.clone(), verdict, remarks }
     }
 
     fn verdict(&self, survey: &Survey, past: &Past, remarks: &mut Vec<String>) -> Result<Verdict, Verdict> {
@@ -91,6 +97,14 @@ impl Undo<'_> {
             return Ok(Verdict::Nothing("that run changed no features of it"));
         }
         let refuse = |why: String| Err(Verdict::Refused(why));
+        let vmid = survey.guest.vmid;
+        if let (Some(then), Some(now)) = (&self.run.guest_uuid, &survey.guest.uuid) {
+            if then != now {
+                return refuse(format!(
+                    "guest {vmid} is another one by now: that run was for the one of the uuid {then}"
+                ));
+            }
+        }
         let image = self.find(survey, past)?;
         if let Some(why) = &image.forbidden {
             return refuse(why.clone());
@@ -99,7 +113,6 @@ impl Undo<'_> {
             return refuse(why.clone());
         }
         if image.facts.lock.known().is_some_and(|lock| !lock.lockers.is_empty()) {
-            let vmid = survey.guest.vmid;
             return refuse(format!("its lock was left behind; `rbd-preflight repair {vmid}` takes it over"));
         }
         let present = image.facts.features;
@@ -129,22 +142,43 @@ impl Undo<'_> {
         Ok(Verdict::Change(changes.into_iter().map(|change| image.action(change)).collect()))
     }
 
-    /// The image, if it still is a disk of the guest that PVE sees.
+    /// The very image that the run changed, if it still is a disk of the guest that PVE sees. It may have another name
+    /// by now, and its name may be another image's.
     fn find<'a>(&self, survey: &'a Survey, past: &Past) -> Result<Image<'a>, Verdict> {
-        let spec = past.spec.as_ref();
-        let disk = survey.disks.iter().find(|disk| disk.spec().as_ref() == spec && spec.is_some());
-        let Some(disk) = disk else {
-            let vmid = survey.guest.vmid;
-            return Err(Verdict::Refused(format!("it no longer is a disk of guest {vmid}")));
+        let refuse = |why: String| Err(Verdict::Refused(why));
+        let target = past.target.as_ref();
+        let by = |is_it: &dyn Fn(&DiskFacts, &Target) -> bool| {
+            survey.disks.iter().find(|disk| target.is_some_and(|target| is_it(disk, target)))
+        };
+        let in_cluster = |disk: &DiskFacts, target: &Target| {
+            survey.identity(disk).is_some_and(|own| own.fsid == target.fsid)
+        };
+        let named = |disk: &DiskFacts, target: &Target| disk.spec().as_ref() == Some(&target.spec);
+        let disk = by(&|disk, target| survey.is_of(disk, target.identity()) == Same::Yes)
+            .or_else(|| by(&|disk, target| named(disk, target) && in_cluster(disk, target)))
+            .or_else(|| by(&named));
+        let (Some(disk), Some(target)) = (disk, target) else {
+            return refuse(format!("it no longer is a disk of guest {}", survey.guest.vmid));
         };
         if let Some(dropped) = disk.disk.pve_drops.as_ref().filter(|dropped| !dropped.unknown_option) {
-            return Err(Verdict::Refused(format!("PVE does not see this disk: {}", dropped.why)));
+            return refuse(format!("PVE does not see this disk: {}", dropped.why));
         }
         let image =
             Image::of(survey, self.policy, disk).ok_or_else(|| Verdict::Unread(unread(survey, disk)))?;
-        match past.fsid.as_deref() == Some(image.fsid()) {
-            true => Ok(image),
-            false => Err(Verdict::Refused("its storage leads to another cluster now".to_owned())),
+        if target.fsid != image.fsid() {
+            return refuse("its storage leads to another cluster now".to_owned());
+        }
+        match (survey.is_of(disk, target.identity()), &target.id) {
+            (Same::Yes, _) => Ok(image),
+            (_, Some(id)) => refuse(format!(
+                "it is another image by now: that run changed the one of the id {id}, and the name is now that of the id {}",
+                image.facts.id
+            )),
+            (_, None) => refuse(
+                "the journal does not say which image of that name it was, since an older version wrote it: `rbd-preflight \
+                 history` shows what to put back by hand, if it still is the same one"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -154,11 +188,13 @@ impl Undo<'_> {
             .filter(|(features, _)| !features.is_empty())
             .map(|(features, how)| format!("{features} turned {how}"))
             .collect();
-        let later = self.runs.iter().rev().find(|run| {
-            run.at >= self.run.at
-                && run.run != self.run.run
-                && run.changes.iter().any(|change| change.image.as_ref() == Some(&past.image))
-        });
+        let of_image = |change: &Change| {
+            past.is_of(change.image.as_deref().unwrap_or_default(), change.action().as_ref())
+        };
+        let later =
+            self.runs.iter().rev().find(|run| {
+                run.at >= self.run.at && run.run != self.run.run && run.changes.iter().any(of_image)
+            });
         let hint = later.map(|run| format!("; run {} changed it later: undo that one first", run.run));
         format!("changed since that run: {}{}", told.join(", "), hint.unwrap_or_default())
     }
@@ -178,6 +214,7 @@ fn unread(survey: &Survey, disk: &DiskFacts) -> String {
         (Some(ImageReading::Unknown(failure) | ImageReading::ParentMissing(failure)), _) => {
             failure.to_string()
         }
+        (Some(ImageReading::InTrash(_)), _) => "it is in the trash".to_owned(),
         (Some(ImageReading::ImageMissing), _) => "there is no such image any more".to_owned(),
         (Some(ImageReading::PoolMissing), _) => "its pool is gone".to_owned(),
         (Some(ImageReading::NamespaceMissing), _) => "its namespace is gone".to_owned(),
@@ -187,15 +224,15 @@ fn unread(survey: &Survey, disk: &DiskFacts) -> String {
 
 /// What leads from the image's features to `target`, in an order that Ceph takes: what depends on a feature goes
 /// before it and comes after it, so all that goes goes first.
-fn changes(image: &Image, past: &Past, target: Features) -> Vec<Change> {
+fn changes(image: &Image, past: &Past, target: Features) -> Vec<Made> {
     let present = image.facts.features;
     let (goes, comes) = ((present - target) & past.touched, (target - present) & past.touched);
     let mut changes = Vec::new();
     if !goes.is_empty() {
-        changes.push(Change::DisableFeatures { features: goes });
+        changes.push(Made::DisableFeatures { features: goes });
     }
     if !comes.is_empty() {
-        changes.push(Change::EnableFeatures { features: comes });
+        changes.push(Made::EnableFeatures { features: comes });
     }
     if comes.contains(Features::OBJECT_MAP) {
         changes.extend(rebuilds(image, |_| true));
@@ -207,10 +244,10 @@ fn changes(image: &Image, past: &Past, target: Features) -> Vec<Change> {
 }
 
 /// The settings let these changes be made.
-fn allowed(image: &Image, changes: &[Change]) -> bool {
+fn allowed(image: &Image, changes: &[Made]) -> bool {
     let may = image.settings.change;
     changes.iter().all(|change| match change {
-        Change::DisableFeatures { features } | Change::EnableFeatures { features } => {
+        Made::DisableFeatures { features } | Made::EnableFeatures { features } => {
             (may.journaling || !features.contains(Features::JOURNALING))
                 && (may.features || (*features - Features::JOURNALING).is_empty())
         }

@@ -7,7 +7,7 @@ use rbd_preflight::diagnose::code::Severity;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
 use rbd_preflight::plan::plan;
-use rbd_preflight::policy::Policy;
+use rbd_preflight::policy::{Policy, Scope};
 use rbd_preflight::settings::Settings;
 use rbd_preflight::survey::Survey;
 use rbd_preflight::verdict::{Verdict, exit_code, verdict};
@@ -55,7 +55,7 @@ fn disk(key: &str, access: &str) -> Value {
         "image": format!("vm-516-disk-{key}"), "krbd_storage": access == "krbd", "access": access, "role": "disk",
         "pve_drops": null, "shared_with": [],
         "reading": { "found": {
-            "id": "1", "format": 2, "size": 4194304, "object_size": 4194304, "objects": 1,
+            "id": if key == "scsi0" { "1" } else { key }, "format": 2, "size": 4194304, "object_size": 4194304, "objects": 1,
             "features": ["layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten"],
             "op_features": { "known": [] },
             "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } },
@@ -839,6 +839,247 @@ fn who_has_a_device_open_for_a_moment_is_waited_for() {
     for lasting in [json!([process(json!(517))]), json!([mount]), json!([process(Value::Null), mount])] {
         assert_eq!(open(&mut survey, lasting).kind("mapping-busy"), Some(RemedyKind::Manual));
     }
+}
+
+/// A mapping of scsi0's name, of an image of this id, at the end of PVE's link, which nobody has open.
+fn mapped(survey: &mut Value, image_id: Value) {
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [{
+        "id": 0, "pool": "rbd", "namespace": null, "image": "vm-516-disk-scsi0", "snapshot": null, "fsid": "f",
+        "client_address": "10.0.0.1:0/1", "client": 4100, "image_id": image_id, "read_only": false,
+    }] });
+    survey["node"]["mapping_users"] = json!({ "0": { "holders": { "known": [] }, "guests": { "516": { "known": false } },
+                                                     "locked": { "516": { "known": false } } } });
+    survey["disks"][0]["linked_device"] = json!("rbd0");
+}
+
+fn process(guest: Value) -> Value {
+    json!({ "process": { "device": "rbd0", "process": { "pid": 9, "command": "x", "guest": guest } } })
+}
+
+fn hold(survey: &mut Value, holders: Value) {
+    survey["node"]["mapping_users"]["0"]["holders"] = json!({ "known": holders });
+}
+
+const OTHER_IMAGE: &str = "mapping-other-image";
+
+/// `rbd map A; rbd rename A B; rbd create A`: PVE's link leads to B's data.
+#[test]
+fn a_device_that_is_another_image_is_unsafe_and_unmapped_where_nothing_holds_it() {
+    let starts = Policy { map: true, ..policy("") };
+    let mut survey = healthy();
+    mapped(&mut survey, json!("12ab"));
+    let seen = see_with(&survey, &starts);
+    assert_eq!(seen.severity(OTHER_IMAGE), Some(Severity::Unsafe));
+    assert_eq!(
+        seen.changes(),
+        [&Change::Unmap { device: 0 }, &Change::Map { noshare: false, rxbounce: false }]
+    );
+    let finding = seen.findings.iter().find(|f| f.code.name() == OTHER_IMAGE).unwrap();
+    for words in [
+        "/dev/rbd0 is the image of the id 12ab",
+        "PVE's link to the disk leads to it",
+        "is the image of the id 1",
+    ] {
+        assert!(finding.detail.contains(words), "{finding:#?}");
+    }
+    assert!(finding.remedy.commands.iter().any(|c| c.ends_with("info --image-id 12ab")), "{finding:#?}");
+    assert!(exit_code(&see(&survey).findings) as u8 == 3, "by hand it can be mended");
+
+    hold(&mut survey, json!([process(json!(517))]));
+    let seen = see_with(&survey, &starts);
+    assert_eq!(
+        (seen.severity(OTHER_IMAGE), seen.kind(OTHER_IMAGE)),
+        (Some(Severity::Unsafe), Some(RemedyKind::Manual))
+    );
+    assert_eq!((seen.changes().len(), exit_code(&seen.findings) as u8), (0, 4), "{:?}", seen.findings);
+    hold(&mut survey, json!([process(Value::Null)]));
+    assert_eq!(see_with(&survey, &starts).kind(OTHER_IMAGE), Some(RemedyKind::Wait));
+}
+
+#[test]
+fn another_image_is_told_wherever_it_stands_in_the_disks_place() {
+    let starts = Policy { map: true, ..policy("") };
+    let see_spoilt = |spoil: fn(&mut Value)| {
+        let mut survey = healthy();
+        mapped(&mut survey, json!("12ab"));
+        spoil(&mut survey);
+        see_with(&survey, &starts)
+    };
+    let no_link = see_spoilt(|s| s["disks"][0]["linked_device"] = Value::Null);
+    assert_eq!(no_link.severity(OTHER_IMAGE), Some(Severity::Warning), "PVE does not find it");
+    assert!(no_link.changes().contains(&&Change::Unmap { device: 0 }), "it would get the link");
+    let by_link_alone = see_spoilt(|s| s["node"]["kernel"]["mappings"]["known"][0]["image"] = json!("other"));
+    assert_eq!(by_link_alone.severity(OTHER_IMAGE), Some(Severity::Unsafe));
+    let gone = see_spoilt(|s| s["disks"][0]["reading"] = json!("image_missing"));
+    assert_eq!(gone.severity(OTHER_IMAGE), Some(Severity::Unsafe), "PVE would not even notice");
+    assert_eq!(gone.severity("image-missing"), Some(Severity::Blocker));
+    let runs = see_spoilt(|s| s["node"]["running"] = json!({ "known": true }));
+    assert_eq!((runs.severity(OTHER_IMAGE), runs.changes().len()), (Some(Severity::Warning), 0));
+    for (spoil, why) in [
+        (
+            &(|s: &mut Value| s["disks"][0]["access"] = json!("librbd")) as &dyn Fn(&mut Value),
+            "QEMU goes by the name in Ceph",
+        ),
+        (&|s| s["node"]["kernel"]["mappings"]["known"][0]["image_id"] = Value::Null, "not known: not said"),
+        (&|s| s["node"]["kernel"]["mappings"]["known"][0]["image_id"] = json!("1"), "it is the disk's image"),
+        (&|s| s["disks"][0]["reading"] = unknown(), "the disk was not read"),
+    ] {
+        let mut survey = healthy();
+        mapped(&mut survey, json!("12ab"));
+        spoil(&mut survey);
+        assert_eq!(see_with(&survey, &starts).severity(OTHER_IMAGE), None, "{why}");
+    }
+}
+
+/// From the map to the moment when QEMU opens the disk nothing has it open; PVE's lock tells that somebody is about to.
+#[test]
+fn nothing_is_unmapped_while_somebody_is_at_the_guest() {
+    let mut survey = healthy();
+    mapped(&mut survey, json!("1"));
+    assert_eq!(see(&survey).changes(), [&Change::Unmap { device: 0 }]);
+    for held in [json!({ "known": true }), unknown()] {
+        for id in ["1", "12ab"] {
+            let mut survey = survey.clone();
+            mapped(&mut survey, json!(id));
+            survey["node"]["mapping_users"]["0"]["locked"]["516"] = held.clone();
+            let seen = see(&survey);
+            assert_eq!(seen.changes().len(), 0, "{held} {id}: {:?}", seen.actions);
+            assert!(format!("{:?}", seen.findings).contains("somebody is at guest 516"));
+        }
+    }
+    // Another guest of the same image, as another disk may have it.
+    survey["node"]["mapping_users"]["0"]["guests"]["517"] = json!({ "known": false });
+    survey["node"]["mapping_users"]["0"]["locked"]["517"] = json!({ "known": true });
+    assert_eq!(see(&survey).changes().len(), 0);
+}
+
+#[test]
+fn what_was_mapped_a_moment_ago_is_left_alone_by_hand() {
+    let mut survey = healthy();
+    mapped(&mut survey, json!("1"));
+    let taken_at = survey["taken_at"].as_u64().unwrap();
+    for (age, left_alone) in [(0, true), (9, true), (10, false), (3600, false)] {
+        survey["node"]["kernel"]["mappings"]["known"][0]["made_at"] = json!(taken_at - age);
+        let seen = see(&survey);
+        assert_eq!(seen.changes().is_empty(), left_alone, "{age}: {:?}", seen.findings);
+        let after_stop = Policy { scope: Scope::AfterStop, ..policy("") };
+        assert_eq!(see_with(&survey, &after_stop).changes().len(), 1, "PVE vouches for its own: {age}");
+    }
+    // A clock that was set back tells nothing.
+    survey["node"]["kernel"]["mappings"]["known"][0]["made_at"] = json!(taken_at + 60);
+    assert_eq!(see(&survey).changes().len(), 1);
+}
+
+#[test]
+fn a_mapping_that_can_only_be_read_is_of_no_use_to_a_start() {
+    let starts = Policy { map: true, ..policy("") };
+    let mut survey = healthy();
+    mapped(&mut survey, json!("1"));
+    assert_eq!(see_with(&survey, &starts).severity("mapping-read-only"), None);
+    survey["node"]["kernel"]["mappings"]["known"][0]["read_only"] = json!(true);
+    let seen = see_with(&survey, &starts);
+    assert_eq!(
+        (seen.severity("mapping-read-only"), seen.changes()),
+        (Some(Severity::Blocker), vec![&Change::Unmap { device: 0 }])
+    );
+    let mut busy = survey.clone();
+    hold(&mut busy, json!([{ "block": { "device": "dm-3", "name": "vg-lv" } }]));
+    let seen = see_with(&busy, &starts);
+    assert_eq!(
+        (seen.kind("mapping-read-only"), exit_code(&seen.findings) as u8),
+        (Some(RemedyKind::Manual), 3)
+    );
+    for (key, value, severity) in [
+        ("role", json!("cdrom"), None),
+        ("role", json!("vmstate"), None),
+        ("role", json!("tpm"), Some(Severity::Blocker)),
+        ("role", json!("rootfs"), Some(Severity::Warning)),
+        ("read_only", json!(true), None),
+    ] {
+        let mut survey = survey.clone();
+        survey["disks"][0][key] = value.clone();
+        assert_eq!(see_with(&survey, &starts).severity("mapping-read-only"), severity, "{key} {value}");
+    }
+}
+
+/// The kernel has one file system for both, and PVE starts them.
+#[test]
+fn a_volume_that_another_container_of_the_node_has_mounted_is_shared() {
+    let starts = Policy { map: true, ..policy("") };
+    let mut survey = healthy();
+    mapped(&mut survey, json!("1"));
+    survey["guest"]["kind"] = json!("lxc");
+    survey["disks"][0]["role"] = json!("mountpoint");
+    let mount = |guest: Value| json!({ "mount": { "device": "rbd0", "at": "/", "seen_by": { "pid": 7, "command": "lxc-start", "guest": guest } } });
+    let users =
+        |survey: &mut Value, runs: Value| survey["node"]["mapping_users"]["0"]["guests"]["101"] = runs;
+    users(&mut survey, json!({ "known": true }));
+    hold(&mut survey, json!([mount(json!(101))]));
+    let seen = see_with(&survey, &starts);
+    assert_eq!(
+        (seen.severity("mapping-busy"), exit_code(&seen.findings) as u8),
+        (None, 0),
+        "{:?}",
+        seen.findings
+    );
+    assert_eq!(seen.changes().len(), 0, "what it has mounted is left alone");
+    let mut vm = survey.clone();
+    vm["guest"]["kind"] = json!("qemu");
+    assert_eq!(see_with(&vm, &starts).severity("mapping-busy"), Some(Severity::Unsafe));
+    for (holders, runs) in [
+        (json!([mount(json!(102))]), json!({ "known": true })),
+        (json!([mount(json!(516))]), json!({ "known": true })),
+        (json!([mount(Value::Null)]), json!({ "known": true })),
+        (json!([mount(json!(101)), process(json!(101))]), json!({ "known": true })),
+        (json!([mount(json!(101))]), json!({ "known": false })),
+        (json!([mount(json!(101))]), unknown()),
+    ] {
+        hold(&mut survey, holders.clone());
+        users(&mut survey, runs.clone());
+        assert_eq!(
+            see_with(&survey, &starts).severity("mapping-busy"),
+            Some(Severity::Unsafe),
+            "{holders} {runs}"
+        );
+    }
+}
+
+#[test]
+fn an_image_of_format_1_is_not_asked_for_features() {
+    let mut survey = healthy();
+    (facts(&mut survey)["format"], facts(&mut survey)["id"]) = (json!(1), json!(""));
+    facts(&mut survey)["features"] = json!([]);
+    let seen = see(&survey);
+    assert_eq!((seen.severity("lock-features-missing"), seen.changes().len()), (None, 0));
+}
+
+/// PVE bug 3969: the same pool and name in two clusters.
+#[test]
+fn one_name_in_two_clusters_is_no_shared_image_and_has_no_shared_history() {
+    let mut survey = healthy();
+    let mut twin = disk("scsi0", "krbd");
+    (twin["key"], twin["storage"]) = (json!("scsi1"), json!("other"));
+    survey["disks"].as_array_mut().unwrap().push(twin);
+    survey["storages"]["other"] = survey["storages"]["ceph"].clone();
+    (survey["storages"]["other"]["cluster"], survey["storages"]["other"]["section"]["id"]) =
+        (json!(1), json!("other"));
+    let mut cluster = survey["clusters"][0].clone();
+    cluster["known"]["fsid"] = json!("g");
+    survey["clusters"].as_array_mut().unwrap().push(cluster);
+    assert_eq!(see(&survey).severity("image-shared"), None);
+    survey["clusters"][1]["known"]["fsid"] = json!("f");
+    assert_eq!(see(&survey).severity("image-shared"), Some(Severity::Warning), "two storages, one cluster");
+    survey["clusters"][1]["known"]["fsid"] = json!("g");
+
+    // What failed on the one is not given up on the other.
+    for disk in [0, 1] {
+        survey["disks"][disk]["reading"]["found"]["features"] = json!(["layering"]);
+    }
+    let all = see(&survey).actions;
+    let one = json!(all.iter().find(|action| action.target.fsid == "f").unwrap());
+    survey["history"] = json!([{ "action": one, "result": "failed", "errno": 13, "message": "no" }]);
+    let left = see(&survey).actions;
+    assert!(left.iter().all(|action| action.target.fsid == "g") && !left.is_empty(), "{left:#?}");
 }
 
 /// The healthy guest, whose storage's user has a key of type aes256k.

@@ -211,6 +211,7 @@ fn what_start_prints_as_json_is_as_the_schema_says() {
 fn a_survey_with_mappings_is_as_the_schema_says() {
     let (node, vmid, spec) = Node::with_vm(DEFAULT);
     let fsid = node.lab.ceph(&["fsid"]);
+    let id = node.lab.rbd_json(&["info", &spec])["id"].as_str().unwrap().to_owned();
     for (attribute, value) in [
         ("pool", "rbd"),
         ("pool_ns", ""),
@@ -219,7 +220,7 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
         ("cluster_fsid", fsid.trim()),
         ("client_addr", "10.77.0.2:0/492268007"),
         ("client_id", "client4324"),
-        ("image_id", ""),
+        ("image_id", id.as_str()),
         ("config_info", "10.77.0.1:6789 name=admin,key=client.admin rbd x -"),
         ("size", "8388608"),
         ("features", "0x3d"),
@@ -228,6 +229,12 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
     ] {
         node.write(&format!("/sys/bus/rbd/devices/0/{attribute}"), &format!("{value}\n"));
     }
+    let trashed = format!("rbd/vm-{vmid}-disk-8");
+    node.image(&trashed, DEFAULT);
+    node.lab.rbd(&["trash", "mv", &trashed]);
+    let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
+    node.append(&config, &format!("scsi8: ceph-krbd:vm-{vmid}-disk-8,ro=1\n"));
+    node.write("/dev/rbd0", "");
     node.write("/sys/block/rbd0/ro", "0\n");
     node.write("/sys/block/rbd0/dev", "252:0\n");
     node.write("/sys/block/rbd0/holders/dm-3/x", "");
@@ -244,6 +251,11 @@ fn a_survey_with_mappings_is_as_the_schema_says() {
     assert_eq!(survey["node"]["kernel"]["mappings"]["known"][0]["id"], 0, "{survey:#}");
     let holders = &survey["node"]["mapping_users"]["0"]["holders"]["known"];
     assert_eq!(holders[0]["block"]["name"], "crypt", "{survey:#}");
+    let locked = &survey["node"]["mapping_users"]["0"]["locked"];
+    assert_eq!(locked[vmid.to_string()], json!({ "known": false }), "{survey:#}");
+    assert!(survey["node"]["kernel"]["mappings"]["known"][0]["made_at"].is_u64(), "{survey:#}");
+    assert!(survey["disks"][1]["reading"]["in_trash"][0]["id"].is_string(), "{survey:#}");
+    assert_eq!(survey["disks"][1]["read_only"], true, "{survey:#}");
     let wrong = faults("docs/survey.schema.json", "", &survey);
     assert!(wrong.is_empty(), "not a survey:\n{wrong}\n{survey:#}");
 }

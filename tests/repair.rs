@@ -7,6 +7,7 @@ mod common;
 use common::node::{DEFAULT, Node, Ran, codes, new_vmid};
 use common::wait_until;
 use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
+use rbd_preflight::ceph::identity::ImageIdentity;
 use rbd_preflight::root::Root;
 use serde_json::Value;
 use std::time::Duration;
@@ -290,7 +291,11 @@ fn a_repair_waits_for_another_run_and_says_who_it_is() {
     let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
     node.write("/etc/rbd-preflight/config.yaml", "command_timeout: 2\n");
     let fsid = node.lab.ceph(&["fsid"]).trim().to_owned();
-    let name = Name::image(&fsid, "rbd", None, spec.trim_start_matches("rbd/"));
+    let id = node.lab.rbd_json(&["info", &spec])["id"].as_str().unwrap().to_owned();
+    // As another run would hold it for the same image while that had another name.
+    let image =
+        ImageIdentity { fsid: &fsid, pool: "rbd", namespace: None, name: "renamed-since", id: Some(&id) };
+    let name = Name::image(image).pop().unwrap();
     let holder = Holder { pid: std::process::id(), vmid: Some(4711) };
     let lock = RunLock::acquire(&Root::new(node.path("/")), &name, holder, Duration::ZERO).unwrap();
     let before = state(&node, &spec);

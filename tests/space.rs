@@ -16,13 +16,18 @@ mod model;
 mod state;
 
 use model::Locker;
+use rbd_preflight::action::{Action, ActionReport, ActionResult, Target};
 use rbd_preflight::ceph::features::Features;
 use rbd_preflight::diagnose::code::Severity;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
 use rbd_preflight::plan::plan;
 use rbd_preflight::policy::Policy;
+use rbd_preflight::pve::guest::Access;
+use rbd_preflight::reading::Reading;
+use rbd_preflight::survey::Survey;
 use rbd_preflight::verdict::{Verdict, verdict};
+use serde_json::json;
 use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, State, Watchers};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -40,6 +45,11 @@ const DEFAULT: Features = Features(0x3d);
 
 const MAPPED: [Mapped; 6] =
     [Mapped::No, Mapped::Leftover, Mapped::Busy, Mapped::Dead, Mapped::DeadAndBusy, Mapped::Unknown];
+
+/// What is mapped there that is not the image as it should be, or is about to be opened. Looked at where nobody else's
+/// watch decides.
+const ODDLY_MAPPED: [Mapped; 5] =
+    [Mapped::NoId, Mapped::ReadOnly, Mapped::Held, Mapped::Stranger, Mapped::StrangerAndBusy];
 
 /// Each state once with each value.
 fn vary<T: Copy>(states: &[State], values: &[T], set: impl Fn(&mut State, T)) -> Vec<State> {
@@ -118,7 +128,9 @@ fn images() -> Vec<State> {
 /// An image in every place that it can be opened from, in every context. Kernels differ for what they open; only a disk
 /// that they open is mapped for a start, so that `start` is `by hand` for any other.
 fn everywhere(image: State) -> Vec<State> {
-    let mapped = vary(&[image], &MAPPED, |s, mapped| s.mapped = mapped);
+    let told = matches!(image.watchers, Watchers::Nobody | Watchers::Own) && image.caps == Caps::May;
+    let odd: &[Mapped] = if told { &ODDLY_MAPPED } else { &[] };
+    let mapped = vary(&[image], &[&MAPPED, odd].concat(), |s, mapped| s.mapped = mapped);
     let librbd: Vec<Context> = CONTEXTS.into_iter().filter(|c| *c != Context::Start).collect();
     let before = [Context::Hook, Context::AfterStop].map(|context| (context, true));
     let contexts: Vec<(Context, bool)> =
@@ -272,6 +284,62 @@ fn no_state_breaks_a_rule_and_every_state_settles() {
     let seen = seen.into_inner();
     println!("{seen} states of {} images, {} plans", images.len(), plans.into_inner());
     assert!(seen > 400_000 || each.is_some(), "{seen}");
+}
+
+/// The survey with another image of the disk's name: in a second cluster, where it is a disk of the guest too, and another
+/// guest runs on it; or one that had the name before. This run has done all that is planned on that one, and has failed.
+fn with_twin(survey: &Survey, fsid: &str, id: &str, planned: &[Action]) -> Survey {
+    let mut survey = survey.clone();
+    for action in planned {
+        let target = Target { fsid: fsid.into(), id: Some(id.into()), ..action.target.clone() };
+        let action = Action { target, ..action.clone() };
+        let failed = ActionResult::Failed { errno: Some(13), message: "no".into() };
+        let done = ActionResult::Done { duration_ms: 1 };
+        survey.history.extend([failed, done].map(|result| ActionReport::new(action.clone(), result)));
+    }
+    if fsid != "f" {
+        let mut cluster = survey.clusters[0].clone();
+        if let Reading::Known(facts) = &mut cluster {
+            facts.fsid = fsid.into();
+        }
+        survey.clusters.push(cluster);
+        let mut storage = survey.storages["ceph"].clone();
+        (storage.section.id, storage.cluster) = ("other".into(), 1);
+        survey.storages.insert("other".into(), storage);
+        let mut disk = survey.disks[0].clone();
+        (disk.disk.key, disk.disk.storage, disk.disk.access) =
+            ("scsi1".into(), "other".into(), Access::Librbd);
+        let healthy = images().remove(0).survey(&[]).disks.remove(0);
+        (disk.reading, disk.linked_device) = (healthy.reading, None);
+        survey.disks.push(disk);
+        if let Reading::Known(mappings) = &mut survey.node.kernel.mappings {
+            let twin = json!({ "id": 1, "pool": "rbd", "namespace": null, "image": "vm-516-disk-0", "snapshot": null,
+                "fsid": fsid, "client_address": "10.0.0.1:0/60", "client": 60, "image_id": id });
+            let twin = [serde_json::from_value(twin).unwrap()];
+            *mappings = mappings.iter().cloned().chain(twin).collect::<Vec<_>>().into();
+        }
+    }
+    survey
+}
+
+/// PVE bug 3969, and an image that was removed and made anew: whatever stands, and whatever a run has done to the one,
+/// the same is planned for the other.
+#[test]
+fn another_image_of_the_same_name_changes_nothing() {
+    let policies = CONTEXTS.map(Context::policy);
+    let mut plans = 0;
+    for state in images().into_iter().step_by(7).flat_map(everywhere) {
+        // The time for rebuilds is one for all images.
+        let policy = &Policy { rebuild_budget: None, ..policies[state.context as usize].clone() };
+        let survey = state.survey(&[]);
+        let planned = plan(&diagnose(&survey, policy), policy);
+        for (fsid, id) in [("g", "1"), ("f", "9")] {
+            let twins = plan(&diagnose(&with_twin(&survey, fsid, id, &planned), policy), policy);
+            assert_eq!(twins, planned, "{fsid} {id} {state:?}");
+        }
+        plans += planned.len();
+    }
+    assert!(plans > 1000, "{plans}");
 }
 
 /// Another guest's image on a dead kernel client, seen from every place and by every guest.

@@ -3,24 +3,31 @@
 use crate::act::rule::Rule;
 use crate::act::run_lock::{Busy, Holder, Name, RunLock};
 use crate::action::{Action, ActionReport, ActionResult, Change, is_same_image};
-use crate::ceph::image::{ImageFacts, ImageReading, Locker};
+use crate::ceph::identity::{ImageIdentity, Same};
+use crate::ceph::image::{ImageFacts, ImageReading, Locker, Spec};
 use crate::ceph::lock::{NotBroken, break_stale_lock};
 use crate::clock::now;
 use crate::journal::{Intent, Journal, RunId};
-use crate::kernel::device;
 use crate::kernel::kmsg::{self, LogLine};
 use crate::kernel::messages::{self, About};
+use crate::kernel::{Mapping, device, sysfs};
 use crate::process::{Outcome, Runner, Status, Stream};
+use crate::pve::lock::{self, Held};
+use crate::reading::Reading;
 use crate::root::Root;
-use crate::survey::Survey;
+use crate::survey::{DiskFacts, Survey};
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How long to wait for another run that is at the same image.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long PVE's lock of a guest may be held; its tasks wait 10 s for it.
+const PVE_PATIENCE: Duration = Duration::from_secs(7);
 
 /// How long udev may take to make the link to a device.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
@@ -65,7 +72,7 @@ impl Hands<'_> {
     ) -> Result<Vec<ActionReport>> {
         let holder = Holder { pid: std::process::id(), vmid: Some(self.vmid) };
         let patience = LOCK_PATIENCE.min(self.time_limit);
-        let _locks = RunLock::acquire_all(self.root, batch.iter().map(lock_name), holder, patience)?;
+        let _locks = RunLock::acquire_all(self.root, batch.iter().flat_map(lock_names), holder, patience)?;
         let survey = look()?;
         let wanted = self.rule.wanted(&survey);
         let asked = |action: &Action| {
@@ -115,13 +122,14 @@ impl Hands<'_> {
     ) -> ActionResult {
         let journal = Journal::open(self.root);
         let begun = Instant::now();
-        let intent = self.intent(action, image_of(survey, action));
+        let intent = self.intent(survey, action);
         let ticket = match journal.intent(self.run, now().as_secs(), intent) {
             Ok(ticket) => ticket,
             Err(error) => return withheld(format!("{error:#}")),
         };
         let result = match &action.change {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
+            Change::Unmap { device } => self.unmap(survey, action, *device, progress),
             _ => self.run(action, progress),
         };
         let result = if in_doubt(action, &result) && made(action, look) { done() } else { result };
@@ -134,11 +142,13 @@ impl Hands<'_> {
         result
     }
 
-    fn intent(&self, action: &Action, facts: Option<&ImageFacts>) -> Intent {
+    fn intent(&self, survey: &Survey, action: &Action) -> Intent {
+        let facts = image_of(survey, action);
         let before = facts.map(|f| json!({ "features": f.features, "flags": f.flags, "lock": f.lock }));
         Intent {
             action: json!(action),
             guest: Some(self.vmid),
+            guest_uuid: survey.guest.uuid.clone(),
             image: Some(action.target.spec.to_string()),
             before: before.unwrap_or_default(),
             command: Some(action.command_line()),
@@ -153,6 +163,32 @@ impl Hands<'_> {
         match break_stale_lock(&storage.connection, &action.target.spec, owner, self.time_limit) {
             Ok(()) => done(),
             Err(not_broken) => not_broken_result(&not_broken),
+        }
+    }
+
+    /// Unmaps a device if it still is what was judged: its number may be another image's by now. Meanwhile PVE is kept
+    /// from beginning anything with the guests that name the image: one of them might open the device just then.
+    fn unmap(
+        &self,
+        survey: &Survey,
+        action: &Action,
+        device: u32,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> ActionResult {
+        let guests = survey.node.mapping_users.get(&device).into_iter().flat_map(|users| users.locked.keys());
+        let mut held = Vec::new();
+        for vmid in guests {
+            match lock::hold(self.root, *vmid) {
+                Ok(Some(lock)) => held.push(lock),
+                Ok(None) => {
+                    return withheld(format!("somebody has come to guest {vmid} (PVE's lock of it is held)"));
+                }
+                Err(failure) => return withheld(failure.to_string()),
+            }
+        }
+        match still_there(&sysfs::mapping_now(self.root, device), action) {
+            Some(why) => withheld(format!("/dev/rbd{device} {why}")),
+            None => holding_for(PVE_PATIENCE, held, || self.run(action, progress)),
         }
     }
 
@@ -177,16 +213,55 @@ impl Hands<'_> {
     }
 }
 
-/// The lock between runs that a change needs: its image's.
-fn lock_name(action: &Action) -> Name {
-    let spec = &action.target.spec;
-    Name::image(&action.target.fsid, &spec.pool, spec.namespace.as_deref(), &spec.image)
+/// Why a device is not the image any more that an unmap was planned for; `None` if it is.
+fn still_there(now: &Reading<Option<Mapping>>, action: &Action) -> Option<String> {
+    match now {
+        Reading::Known(Some(mapping))
+            if ImageIdentity::of_mapping(mapping).may_be(action.target.identity()) =>
+        {
+            None
+        }
+        Reading::Known(Some(mapping)) => {
+            Some(format!("is another image by now: {}", Spec::of_mapping(mapping)))
+        }
+        Reading::Known(None) => Some("is not mapped any more".to_owned()),
+        Reading::Unknown(failure) => Some(format!("cannot be read again: {failure}")),
+    }
 }
 
-/// udev makes the link that PVE looks for shortly after the map.
+/// Does something under PVE's locks, and gives them back when it is done, or after a while.
+fn holding_for<T: Send>(patience: Duration, held: Vec<Held>, work: impl FnOnce() -> T + Send) -> T {
+    let (done, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        // Where no thread can be had they are given back at once.
+        let keeper = std::thread::Builder::new().spawn_scoped(scope, move || {
+            let _ = ended.recv_timeout(patience);
+            drop(held);
+        });
+        if let Err(error) = keeper {
+            log::warn!("PVE's locks are not held: {error}");
+        }
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// The locks between runs that a change needs: its image's.
+fn lock_names(action: &Action) -> Vec<Name> {
+    Name::image(action.target.identity())
+}
+
+/// udev makes the link that PVE looks for shortly after the map. One that is there may still lead to another device.
 fn await_link(root: &Root, action: &Action) {
+    let target = &action.target;
+    let leads_there = || {
+        let device = device::linked(root, &target.fsid, &target.spec)?;
+        let now = sysfs::mapping_now(root, device::number(&device)?);
+        Some(still_there(&now, action).is_none())
+    };
     let until = Instant::now() + LINK_PATIENCE;
-    while device::linked(root, &action.target.fsid, &action.target.spec).is_none() && Instant::now() < until {
+    while leads_there() != Some(true) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -249,8 +324,10 @@ fn made(action: &Action, look: &dyn Fn() -> Result<Survey>) -> bool {
     }
 }
 
+/// What was seen of the very image that a change is for, whatever its name leads to by now.
 fn image_of<'a>(survey: &'a Survey, action: &Action) -> Option<&'a ImageFacts> {
-    let disk = survey.disks.iter().find(|disk| disk.spec().as_ref() == Some(&action.target.spec))?;
+    let is_it = |disk: &&DiskFacts| survey.is_of(disk, action.target.identity()) == Same::Yes;
+    let disk = survey.disks.iter().find(is_it)?;
     match &disk.reading {
         Some(ImageReading::Found(facts)) => Some(facts),
         _ => None,
@@ -298,7 +375,8 @@ mod tests {
 
     fn failed_with(change: Change) -> ActionReport {
         let spec = Spec { pool: "rbd".into(), namespace: None, image: "a".into() };
-        let target = Target { storage: "s".into(), fsid: "f".into(), spec, rbd_arguments: vec![] };
+        let (storage, fsid, id) = ("s".into(), "f".into(), Some("1".into()));
+        let target = Target { storage, fsid, spec, id, rbd_arguments: vec![] };
         ActionReport::new(
             Action { target, change },
             ActionResult::Failed { errno: Some(110), message: "".into() },
@@ -317,6 +395,147 @@ mod tests {
         attribute(&log, &BTreeSet::from([7]), &mut reports);
         assert_eq!(reports[0].kernel_log, ["rbd: rbd8: peer will not release lock"]);
         assert_eq!(reports[1].kernel_log.len(), 2);
+    }
+
+    /// A node on which /dev/rbd0 is the image of this id, and guest 516 names it.
+    fn node(image_id: &str) -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let device = [
+            ("pool", "rbd"),
+            ("name", "a"),
+            ("current_snap", "-"),
+            ("cluster_fsid", "f"),
+            ("client_addr", "10.0.0.1:0/1"),
+            ("client_id", "client1"),
+            ("image_id", image_id),
+        ];
+        for (file, text) in device {
+            let file = root.path(format!("/sys/bus/rbd/devices/0/{file}"));
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        }
+        std::fs::create_dir_all(root.path("/var/lock/qemu-server")).unwrap();
+        (directory, root)
+    }
+
+    /// What was seen there before: nobody is at guest 516, which names the image.
+    fn seen() -> Survey {
+        serde_json::from_value(json!({
+            "schema": 1, "taken_at": 0,
+            "node": {
+                "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
+                "kernel": { "release": "6.14", "version": [6, 14], "module_loaded": true,
+                            "supported": { "known": [] }, "mappings": { "known": [] } },
+                "mapping_users": { "0": { "holders": { "known": [] }, "guests": { "516": { "known": false } },
+                                          "locked": { "516": { "known": false } } } },
+            },
+            "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
+                       "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
+            "storages": {}, "clusters": [], "disks": [],
+        }))
+        .unwrap()
+    }
+
+    struct Asks(Action);
+
+    impl Rule for Asks {
+        fn wanted(&self, _: &Survey) -> Vec<Action> {
+            vec![self.0.clone()]
+        }
+
+        fn why_not(&self, _: &Survey, _: &Action) -> Option<String> {
+            None
+        }
+    }
+
+    /// Notes whether PVE could begin something with guest 516 while the command ran.
+    struct Notes<'a>(&'a Root, std::sync::Mutex<Vec<bool>>);
+
+    impl Runner for Notes<'_> {
+        fn run_watched(
+            &self,
+            command: &crate::process::Command,
+            _: &mut dyn FnMut(Stream, &[u8]),
+        ) -> Result<Outcome> {
+            let file = self.0.path("/var/lock/qemu-server/lock-516.conf");
+            let pve = std::fs::File::open(file).map(|file| {
+                nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+            });
+            self.1.lock().unwrap().push(pve.unwrap_or(true));
+            Ok(Outcome {
+                command: command.display(),
+                status: Status::Exit(0),
+                stdout: Vec::new(),
+                stdout_truncated: false,
+                stderr_tail: String::new(),
+                duration: Duration::ZERO,
+                survived_kill: false,
+            })
+        }
+    }
+
+    /// Unmaps /dev/rbd0 as the image 12ab; what came of it, and for each command whether PVE was shut out meanwhile.
+    fn unmapped(root: &Root) -> (ActionResult, Vec<bool>) {
+        let action = failed_with(Change::Unmap { device: 0 }).action;
+        let runner = Notes(root, std::sync::Mutex::default());
+        let (run, rule) = (RunId("r".into()), Asks(action.clone()));
+        let time_limit = Duration::from_secs(5);
+        let hands = Hands { root, vmid: 516, run: &run, rule: &rule, runner: &runner, time_limit };
+        let result = hands.carry_out(&[action], &|| Ok(seen()), &|_| ()).remove(0).result;
+        (result, runner.1.into_inner().unwrap())
+    }
+
+    #[test]
+    fn a_device_whose_number_is_another_images_by_now_is_not_unmapped() {
+        let (_directory, root) = node("34cd");
+        let (result, commands) = unmapped(&root);
+        assert_eq!(result, withheld("/dev/rbd0 is another image by now: rbd/a".into()));
+        assert!(commands.is_empty());
+        std::fs::remove_dir_all(root.path("/sys/bus/rbd/devices/0")).unwrap();
+        assert_eq!(unmapped(&root).0, withheld("/dev/rbd0 is not mapped any more".into()));
+        let (_directory, root) = node("1");
+        assert!(matches!(unmapped(&root).0, ActionResult::Done { .. }));
+    }
+
+    #[test]
+    fn pve_begins_nothing_with_a_guest_whose_disk_is_being_unmapped() {
+        let (_directory, root) = node("1");
+        let (result, pve_could) = unmapped(&root);
+        assert!(
+            matches!(result, ActionResult::Done { .. }),
+            "nobody was at the guest since the boot: {result:?}"
+        );
+        assert_eq!(pve_could, [true]);
+        let pve = std::fs::File::create(root.path("/var/lock/qemu-server/lock-516.conf")).unwrap();
+        let (_, pve_could) = unmapped(&root);
+        assert_eq!(pve_could, [false]);
+        let _pve = nix::fcntl::Flock::lock(pve, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+        let (result, commands) = unmapped(&root);
+        assert_eq!(result, withheld("somebody has come to guest 516 (PVE's lock of it is held)".into()));
+        assert!(commands.is_empty());
+    }
+
+    #[test]
+    fn pves_lock_is_not_held_for_longer_than_pve_waits() {
+        let (_directory, root) = node("1");
+        let file = root.path("/var/lock/qemu-server/lock-516.conf");
+        std::fs::write(&file, "").unwrap();
+        let held = lock::hold(&root, 516).unwrap().into_iter().collect();
+        let free = || {
+            let file = std::fs::File::open(&file).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+        };
+        let patience = Duration::from_millis(50);
+        let freed = holding_for(patience, held, || {
+            let until = Instant::now() + Duration::from_secs(20);
+            let began = free();
+            while !free() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            (began, free())
+        });
+        assert_eq!(freed, (false, true));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Two runs of the tool on one image: one waits. A lock is a `flock` on a file in `/run/rbd-preflight/`, which
 //! the kernel frees when its process ends, however it ends. The files stay; an unlocked one means nothing.
 
+use crate::ceph::identity::ImageIdentity;
 use crate::private_dir::{PrivateDir, lock_within};
 use crate::root::Root;
 use anyhow::{Context, Result};
@@ -53,9 +54,15 @@ pub struct RunLock {
 }
 
 impl Name {
-    /// An image, told apart from all others by its cluster, pool and namespace (`None` or empty: the default one).
-    pub fn image(fsid: &str, pool: &str, namespace: Option<&str>, image: &str) -> Self {
-        Self { parts: ["image", fsid, pool, namespace.unwrap_or_default(), image].map(String::from).into() }
+    /// An image: by its name, which PVE and `rbd` find it by, and by its id where it is known (format 1 has none), so
+    /// that a rename between two runs does not part them.
+    pub fn image(image: ImageIdentity<'_>) -> Vec<Self> {
+        let ImageIdentity { fsid, pool, namespace, name, id } = image;
+        let one = |what: &str, which: &str| Self {
+            parts: [what, fsid, pool, namespace.unwrap_or_default(), which].map(String::from).into(),
+        };
+        let by_id = id.filter(|id| !id.is_empty()).map(|id| one("image-id", id));
+        [one("image", name)].into_iter().chain(by_id).collect()
     }
 
     /// Anything else, such as `kernel client`.
@@ -188,8 +195,16 @@ mod tests {
     const SOON: Duration = Duration::from_millis(80);
     const LONG: Duration = Duration::from_secs(20);
 
-    fn disk(image: &str) -> Name {
-        Name::image("b1d8", "rbd", None, image)
+    fn image(image: &str) -> ImageIdentity<'_> {
+        ImageIdentity { fsid: "b1d8", pool: "rbd", namespace: None, name: image, id: None }
+    }
+
+    fn named(image: ImageIdentity<'_>) -> Name {
+        Name::image(image).remove(0)
+    }
+
+    fn disk(name: &str) -> Name {
+        named(image(name))
     }
 
     fn root() -> (tempfile::TempDir, Root) {
@@ -220,14 +235,27 @@ mod tests {
         let names = [
             disk("a"),
             disk("b"),
-            Name::image("b1d8", "rbd", Some("ns"), "a"),
-            Name::image("b1d8", "rbd2", None, "a"),
-            Name::image("b1d9", "rbd", None, "a"),
+            named(ImageIdentity { namespace: Some("ns"), ..image("a") }),
+            named(ImageIdentity { pool: "rbd2", ..image("a") }),
+            named(ImageIdentity { fsid: "b1d9", ..image("a") }),
             Name::other("a"),
         ];
         let held: Vec<_> = names.iter().map(|n| RunLock::acquire(&root, n, US, SOON).unwrap()).collect();
         assert_eq!(held.len(), 6);
-        assert_eq!(Name::image("f", "p", Some(""), "a").file(), Name::image("f", "p", None, "a").file());
+        assert_eq!(named(ImageIdentity { namespace: Some(""), ..image("a") }).file(), disk("a").file());
+    }
+
+    #[test]
+    fn a_rename_does_not_part_two_runs() {
+        let (_directory, root) = root();
+        let renamed = |name| Name::image(ImageIdentity { id: Some("12ab"), ..image(name) });
+        let held = RunLock::acquire_all(&root, renamed("a"), US, SOON).unwrap();
+        assert_eq!(held.len(), 2);
+        assert!(RunLock::acquire_all(&root, renamed("b"), US, SOON).unwrap_err().is::<Busy>());
+        // A run that does not know the id goes by the name.
+        assert!(RunLock::acquire_all(&root, [disk("a")], US, SOON).unwrap_err().is::<Busy>());
+        assert!(RunLock::acquire_all(&root, [disk("b")], US, SOON).is_ok());
+        assert_eq!(Name::image(ImageIdentity { id: Some(""), ..image("a") }).len(), 1, "format 1 has no id");
     }
 
     #[test]
@@ -263,7 +291,8 @@ mod tests {
             let file = Name::other(odd).file();
             assert!(!file.contains(['/', '\0']) && file.starts_with("other,"), "{file}");
         }
-        assert_ne!(Name::image("f", "a,b", None, "c").file(), Name::image("f", "a", Some("b"), "c").file());
+        let odd = ImageIdentity { pool: "a,b", ..image("c") };
+        assert_ne!(named(odd).file(), named(ImageIdentity { pool: "a", namespace: Some("b"), ..odd }).file());
         assert_ne!(Name::other("a_2cb").file(), Name::other("a,b").file());
         let long = |end: &str| Name::other(&("x".repeat(400) + end)).file();
         assert!(long("a").len() <= 255 && long("a") != long("b"));

@@ -1,7 +1,7 @@
 //! Why an image could not be opened: Ceph says "no such file" for a missing image and for a missing parent alike.
 
-use crate::ceph::binding::{Errno, Pool};
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::binding::{Errno, Pool, RawTrash};
+use crate::ceph::image::{ImageReading, Spec, Trashed};
 use crate::ceph::lineage::MAX_PARENTS;
 use crate::reading::{Failure, Origin};
 use std::sync::Arc;
@@ -68,14 +68,42 @@ fn look_for(spec: &Spec, pool: &Pool) -> Result<Whereabouts, Failure> {
     }
 }
 
-/// There is no such image; is there its namespace? Where that cannot be told, the image is missing all the same.
+/// There is no such image; is there its namespace, and is the image in the trash? Where that cannot be told, the image
+/// is missing all the same.
 fn no_image(spec: &Spec, pool: &Pool) -> ImageReading {
-    let Some(namespace) = &spec.namespace else { return ImageReading::ImageMissing };
-    let whole_pool = pool.cluster().pool(&spec.pool, None);
-    match whole_pool.map(|pool| pool.namespace_exists(namespace)) {
-        Ok(Ok(false)) => ImageReading::NamespaceMissing,
-        _ => ImageReading::ImageMissing,
+    if let Some(namespace) = &spec.namespace {
+        let whole_pool = pool.cluster().pool(&spec.pool, None);
+        if let Ok(Ok(false)) = whole_pool.map(|pool| pool.namespace_exists(namespace)) {
+            return ImageReading::NamespaceMissing;
+        }
     }
+    match in_trash(&spec.image, pool.trash().unwrap_or_default()) {
+        trashed if trashed.is_empty() => ImageReading::ImageMissing,
+        trashed => ImageReading::InTrash(trashed),
+    }
+}
+
+/// What the trash holds that had this name, the last one first.
+fn in_trash(name: &str, entries: Vec<RawTrash>) -> Vec<Trashed> {
+    let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+    let named = entries.into_iter().filter(|entry| entry.name == name);
+    let mut named: Vec<Trashed> = named
+        .map(|entry| Trashed {
+            id: entry.id,
+            source: trash_source(entry.source),
+            deleted: seconds(entry.deleted),
+            kept_until: seconds(entry.kept_until),
+        })
+        .collect();
+    named.sort_by_key(|entry| std::cmp::Reverse(entry.deleted));
+    named
+}
+
+/// `rbd_trash_image_source_t`.
+fn trash_source(source: i32) -> String {
+    const NAMES: [&str; 5] = ["user", "mirroring", "migration", "removing", "user-parent"];
+    let name = usize::try_from(source).ok().and_then(|source| NAMES.get(source));
+    name.map_or_else(|| format!("unknown {source}"), |name| (*name).to_owned())
 }
 
 /// Follows the image's header and those of its ancestors until one is missing.
@@ -154,6 +182,27 @@ fn split_text(bytes: &[u8]) -> Option<(String, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_trash_what_had_the_name_counts_the_last_one_first() {
+        let entry = |id: &str, name: &str, source, deleted| RawTrash {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            source,
+            deleted,
+            kept_until: deleted + 60,
+        };
+        let trash = vec![
+            entry("1", "a", 0, 10),
+            entry("2", "b", 0, 30),
+            entry("3", "a", 3, 20),
+            entry("4", "a", 9, -1),
+        ];
+        let told = in_trash("a", trash);
+        let told: Vec<_> =
+            told.iter().map(|t| (t.id.as_str(), t.source.as_str(), t.deleted, t.kept_until)).collect();
+        assert_eq!(told, [("3", "removing", 20, 80), ("1", "user", 10, 70), ("4", "unknown 9", 0, 59)]);
+    }
 
     #[test]
     fn the_id_object_holds_a_text() {

@@ -123,6 +123,7 @@ functions!(Rados, "librados.so.2", "librados2", {
     rados_shutdown(Handle);
     rados_cluster_fsid(Handle, *mut c_char, usize) -> c_int;
     rados_get_instance_id(Handle) -> u64;
+    rados_getaddrs(Handle, *mut *mut c_char) -> c_int;
     rados_mon_command(Handle, *mut *const c_char, usize, *const c_char, usize, *mut *mut c_char, *mut usize,
         *mut *mut c_char, *mut usize) -> c_int;
     rados_buffer_free(*mut c_char);
@@ -165,6 +166,8 @@ functions!(Rbd, "librbd.so.1", "librbd1", {
     rbd_migration_status(Handle, *const c_char, *mut MigrationStatus, usize) -> c_int;
     rbd_migration_status_cleanup(*mut MigrationStatus);
     rbd_namespace_exists(Handle, *const c_char, *mut bool) -> c_int;
+    rbd_trash_list(Handle, *mut TrashInfo, *mut usize) -> c_int;
+    rbd_trash_list_cleanup(*mut TrashInfo, usize);
     rbd_lock_acquire(Handle, c_int) -> c_int;
     rbd_lock_release(Handle) -> c_int;
 });
@@ -266,6 +269,16 @@ struct MigrationStatus {
     dest_image_id: *mut c_char,
     state: c_int,
     state_description: *mut c_char,
+}
+
+/// `rbd_trash_image_info_t`.
+#[repr(C)]
+struct TrashInfo {
+    id: *mut c_char,
+    name: *mut c_char,
+    source: c_int,
+    deletion_time: i64,
+    deferment_end_time: i64,
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -412,6 +425,24 @@ impl Cluster {
     pub fn instance_id(&self) -> u64 {
         // SAFETY: the handle is connected.
         unsafe { (self.rados.rados_get_instance_id)(self.handle) }
+    }
+
+    /// The address that this client has to the others, as the messenger writes it: `10.0.0.1:0/492268007`, several of them
+    /// in brackets, some with `v1:` or `v2:` before them.
+    ///
+    /// # Errors
+    /// Ceph's errno.
+    pub fn addresses(&self) -> Result<String, Errno> {
+        let mut text = std::ptr::null_mut();
+        // SAFETY: the handle is connected; a place for the answer.
+        check(unsafe { (self.rados.rados_getaddrs)(self.handle, &raw mut text) })?;
+        // SAFETY: librados gave a NUL-terminated string of its own, or NULL.
+        let addresses = unsafe { rust_text(text) };
+        if !text.is_null() {
+            // SAFETY: the string is librados's, freed once, and not used after.
+            unsafe { (self.rados.rados_buffer_free)(text) };
+        }
+        Ok(addresses)
     }
 
     /// Sends one monitor command, in JSON, and gives its output.
@@ -605,6 +636,39 @@ impl Pool {
         Ok(exists)
     }
 
+    /// What is in the trash.
+    ///
+    /// # Errors
+    /// Ceph's errno, or that librbd is missing.
+    pub fn trash(&self) -> Result<Vec<RawTrash>, Failure> {
+        let rbd = Rbd::get()?;
+        let failure = |errno| Failure::errno("list the trash", errno);
+        let mut room = 32_usize;
+        for _ in 0..LIST_TRIES {
+            let nothing = || TrashInfo {
+                id: std::ptr::null_mut(),
+                name: std::ptr::null_mut(),
+                source: 0,
+                deletion_time: 0,
+                deferment_end_time: 0,
+            };
+            let mut list: Vec<TrashInfo> = (0..room).map(|_| nothing()).collect();
+            // SAFETY: the io context is live; the list has `room` entries.
+            match check(unsafe { (rbd.rbd_trash_list)(self.io, list.as_mut_ptr(), &raw mut room) }) {
+                Ok(_) => {
+                    let filled = room.min(list.len());
+                    let entries = list.iter().take(filled).map(raw_trash).collect();
+                    // SAFETY: librbd filled this many entries.
+                    unsafe { (rbd.rbd_trash_list_cleanup)(list.as_mut_ptr(), filled) };
+                    return Ok(entries);
+                }
+                Err(ERANGE) => room = room.saturating_add(8),
+                Err(errno) => return Err(failure(errno)),
+            }
+        }
+        Err(failure(ERANGE))
+    }
+
     /// The state of an image's live migration (`rbd_image_migration_state_t`).
     ///
     /// # Errors
@@ -692,6 +756,21 @@ pub struct Image {
 unsafe impl Send for Image {}
 // SAFETY: as above.
 unsafe impl Sync for Image {}
+
+/// An image in the trash as librbd lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawTrash {
+    /// The image's id.
+    pub id: String,
+    /// The name that it had.
+    pub name: String,
+    /// `rbd_trash_image_source_t`.
+    pub source: i32,
+    /// When it was moved there, in seconds since 1970.
+    pub deleted: i64,
+    /// Until when it is not to be removed from there, in seconds since 1970.
+    pub kept_until: i64,
+}
 
 /// Sizes of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -1050,6 +1129,13 @@ fn zip_lockers(lists: [(Vec<u8>, usize); 3]) -> Vec<[String; 3]> {
     pairs.map(|((client, cookie), address)| [client, cookie, address]).collect()
 }
 
+fn raw_trash(entry: &TrashInfo) -> RawTrash {
+    // SAFETY: librbd filled this entry with strings of its own.
+    let (id, name) = unsafe { (rust_text(entry.id), rust_text(entry.name)) };
+    let TrashInfo { source, deletion_time: deleted, deferment_end_time: kept_until, .. } = *entry;
+    RawTrash { id, name, source, deleted, kept_until }
+}
+
 fn raw_watcher(watcher: &ImageWatcher) -> RawWatcher {
     // SAFETY: librbd filled this entry with a string of its own.
     let address = unsafe { rust_text(watcher.addr) };
@@ -1093,8 +1179,9 @@ mod tests {
             size_of::<SnapSpec>(),
             size_of::<MirrorImageInfo>(),
             size_of::<MigrationStatus>(),
+            size_of::<TrashInfo>(),
         ];
-        assert_eq!(sizes, [160, 24, 24, 48, 24, 16, 80]);
+        assert_eq!(sizes, [160, 24, 24, 48, 24, 16, 80, 40]);
     }
 
     #[test]

@@ -51,11 +51,29 @@ impl Health {
     }
 }
 
+/// The health checks that say that something is full, so that writes wait for room.
+pub const FULL: [&str; 2] = ["OSD_FULL", "POOL_FULL"];
+
+impl Health {
+    /// An OSD or a pool is full.
+    pub fn is_full(&self) -> bool {
+        self.checks.iter().any(|(code, _)| FULL.contains(&code.as_str()))
+    }
+}
+
 /// What the monitors say of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterFacts {
     /// The cluster's fsid.
     pub fsid: String,
+    /// The addresses that this tool's own client had there, `10.0.0.1:0/492268007`; every other client on this node has
+    /// the same host. None where that could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_addresses: Vec<String>,
+    /// The pools that take no more writes (`full`: an OSD is full, or the pool's quota is used up); only asked where the
+    /// health says that there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_pools: Option<Reading<Vec<String>>>,
     /// `osd blocklist ls`.
     pub blocklist: Reading<Vec<BlocklistEntry>>,
     /// `health`.

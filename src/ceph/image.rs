@@ -163,6 +163,20 @@ pub struct ImageFacts {
     pub migration: Reading<Option<String>>,
 }
 
+/// An image that was moved to its pool's trash, and can be restored from there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trashed {
+    /// The image's id, by which it is restored.
+    pub id: String,
+    /// Who moved it there: `user`, `mirroring`, `migration` (a live migration's source), `removing` (its removal has
+    /// begun), `user-parent` (a clone's parent).
+    pub source: String,
+    /// When, in seconds since 1970.
+    pub deleted: u64,
+    /// Until when `rbd trash purge` leaves it alone, in seconds since 1970.
+    pub kept_until: u64,
+}
+
 /// What came of looking for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,6 +185,8 @@ pub enum ImageReading {
     Found(Box<ImageFacts>),
     /// Ceph says that there is no such image.
     ImageMissing,
+    /// There is no such image, but there are some in the trash that had its name, the last one first.
+    InTrash(Vec<Trashed>),
     /// Ceph says that there is no such pool.
     PoolMissing,
     /// Ceph says that the pool has no such namespace.
@@ -179,4 +195,11 @@ pub enum ImageReading {
     ParentMissing(crate::reading::Failure),
     /// It could not be read.
     Unknown(crate::reading::Failure),
+}
+
+impl ImageReading {
+    /// Ceph says that its pool has no image of this name.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::ImageMissing | Self::InTrash(_))
+    }
 }

@@ -14,6 +14,8 @@ mod connect;
 pub mod defaults;
 mod facts;
 pub mod features;
+
+pub mod identity;
 pub mod image;
 pub mod keyring;
 mod lineage;

@@ -18,6 +18,27 @@ pub fn read_health(cluster: &Cluster) -> Reading<Health> {
     ask(cluster, "health", parse_health).into()
 }
 
+/// The pools that take no more writes: those with the flag `full` (`osd pool ls detail`, `pg_pool_t::FLAG_FULL`).
+pub fn read_full_pools(cluster: &Cluster) -> Reading<Vec<String>> {
+    let request = serde_json::json!({ "prefix": "osd pool ls", "detail": "detail", "format": "json" });
+    request_json(cluster, "osd pool ls detail", &request, parse_full_pools).into()
+}
+
+/// The addresses of this client, without their messengers' types.
+pub fn read_own_addresses(cluster: &Cluster) -> Vec<String> {
+    cluster.addresses().map(|text| parse_addresses(&text)).unwrap_or_default()
+}
+
+/// `10.0.0.1:0/7`, or `[v2:10.0.0.1:0/7,v1:10.0.0.1:0/7]` (`operator<<` of `entity_addrvec_t`).
+fn parse_addresses(text: &str) -> Vec<String> {
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let mut all: Vec<String> =
+        inner.split(',').map(|address| bare_address(address.trim()).to_owned()).collect();
+    all.retain(|address| address.contains('/') && !address.starts_with('-'));
+    all.dedup();
+    all
+}
+
 /// `rbd_default_features` as it holds now, from ceph.conf or the monitors' own settings.
 pub fn read_default_features(cluster: &Cluster) -> Reading<Features> {
     option(cluster, "rbd_default_features", parse_features).into()
@@ -54,9 +75,17 @@ fn ask<T>(
     command: &str,
     parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
 ) -> Result<T, Failure> {
+    request_json(cluster, command, &serde_json::json!({ "prefix": command, "format": "json" }), parse)
+}
+
+fn request_json<T>(
+    cluster: &Cluster,
+    command: &str,
+    request: &serde_json::Value,
+    parse: impl FnOnce(&[u8]) -> Result<T, serde_json::Error>,
+) -> Result<T, Failure> {
     let what = || format!("ask the monitors: {command}");
-    let request = serde_json::json!({ "prefix": command, "format": "json" }).to_string();
-    let answer = cluster.mon_command(&request).map_err(|errno| Failure::errno(what(), errno))?;
+    let answer = cluster.mon_command(&request.to_string()).map_err(|errno| Failure::errno(what(), errno))?;
     parse(&answer).map_err(|error| Failure::new(what(), format!("answer not understood: {error}")))
 }
 
@@ -89,6 +118,19 @@ fn entry(Entry { addr, range, until }: Entry) -> Option<BlocklistEntry> {
     let address = range.or(addr)?;
     let address = address.strip_prefix("cidr:").unwrap_or_else(|| bare_address(&address)).to_owned();
     Some(BlocklistEntry { address, until, range: ranged })
+}
+
+#[derive(Deserialize)]
+struct RawPool {
+    pool_name: String,
+    #[serde(default)]
+    flags_names: String,
+}
+
+fn parse_full_pools(answer: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+    let pools: Vec<RawPool> = serde_json::from_slice(answer)?;
+    let full = pools.into_iter().filter(|pool| pool.flags_names.split(',').any(|flag| flag == "full"));
+    Ok(full.map(|pool| pool.pool_name).collect())
 }
 
 #[derive(Deserialize)]

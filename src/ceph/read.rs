@@ -83,6 +83,8 @@ pub fn read_all(
 /// What the worker tells as soon as it knows it.
 enum News {
     Connected(Result<String, Failure>),
+    OwnAddresses(Vec<String>),
+    FullPools(Reading<Vec<String>>),
     Blocklist(Reading<Vec<BlocklistEntry>>),
     Health(Reading<Health>),
     DefaultFeatures(Reading<Features>),
@@ -95,6 +97,8 @@ enum News {
 #[derive(Default)]
 struct Gathered {
     fsid: Option<Result<String, Failure>>,
+    own_addresses: Vec<String>,
+    full_pools: Option<Reading<Vec<String>>>,
     blocklist: Option<Reading<Vec<BlocklistEntry>>>,
     health: Option<Reading<Health>>,
     default_features: Option<Reading<Features>>,
@@ -107,6 +111,8 @@ impl Gathered {
     fn take(&mut self, news: News) {
         match news {
             News::Connected(result) => self.fsid = Some(result),
+            News::OwnAddresses(addresses) => self.own_addresses = addresses,
+            News::FullPools(reading) => self.full_pools = Some(reading),
             News::Blocklist(reading) => self.blocklist = Some(reading),
             News::Health(reading) => self.health = Some(reading),
             News::DefaultFeatures(reading) => self.default_features = Some(reading),
@@ -134,6 +140,8 @@ impl Gathered {
         };
         let cluster = ClusterFacts {
             fsid,
+            own_addresses: self.own_addresses,
+            full_pools: self.full_pools,
             blocklist: or_late(self.blocklist, "ask the monitors: osd blocklist ls"),
             health: or_late(self.health, "ask the monitors: health"),
             default_features: or_late(self.default_features, "read the option rbd_default_features"),
@@ -190,6 +198,7 @@ impl Job {
         };
         let fsid = cluster.fsid().map_err(|errno| Failure::errno("read the cluster's fsid", errno));
         let _ = tell.send(News::Connected(fsid));
+        let _ = tell.send(News::OwnAddresses(monitors::read_own_addresses(&cluster)));
         thread::scope(|scope| {
             scope.spawn(|| ask_monitors(&cluster, tell));
             scope.spawn(|| list_pools(&cluster, &self.pools, tell, wanted));
@@ -202,7 +211,12 @@ fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
     let _ = tell.send(News::DefaultFeatures(monitors::read_default_features(cluster)));
     let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(cluster)));
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
-    let _ = tell.send(News::Health(monitors::read_health(cluster)));
+    let health = monitors::read_health(cluster);
+    let full = health.known().is_some_and(Health::is_full);
+    let _ = tell.send(News::Health(health));
+    if full {
+        let _ = tell.send(News::FullPools(monitors::read_full_pools(cluster)));
+    }
 }
 
 fn list_pools(cluster: &Arc<Cluster>, pools: &[PoolName], tell: &Sender<News>, wanted: &Wanted) {

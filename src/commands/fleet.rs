@@ -72,13 +72,15 @@ pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
     };
     let fleet =
         Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image, off: &off };
-    let (surveys, names) = gather_fleet(root, guests, &fleet)?;
+    let (surveys, names, fsids) = gather_fleet(root, guests, &fleet)?;
     bar.finish_and_clear();
     let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| assess(survey, &session.policy));
     let reports = reports.collect();
     let findings = if manner.orphans {
         let known = all_guests(root)?.into_iter().map(|guest| guest.vmid).collect();
-        orphans::findings(&names, &known, &|spec| index.naming(spec).next().is_some())
+        orphans::findings(&names, &known, &|fsid, spec| {
+            index.naming(spec).any(|(_, storage)| fsid.is_none_or(|fsid| fsids.may_be(storage, fsid)))
+        })
     } else {
         Vec::new()
     };

@@ -238,7 +238,7 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
             let any = |code| stoppers.iter().any(|finding| finding.code == code);
             Some(if any(Code::ClusterUnreachable) {
                 Waiting::Answer
-            } else if stoppers.iter().all(|finding| finding.code == Code::MappingBusy) {
+            } else if stoppers.iter().all(|finding| is_held_open(finding)) {
                 Waiting::Holder
             } else {
                 Waiting::Watcher
@@ -247,6 +247,11 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
         Verdict::Unknown if looks < UNKNOWN_TRIES && !unknown().all(is_of_ours) => Some(Waiting::Reading),
         _ => None,
     }
+}
+
+/// It stops the start because something has a device open.
+fn is_held_open(finding: &Finding) -> bool {
+    matches!(finding.code, Code::MappingBusy | Code::MappingOtherImage)
 }
 
 /// A fault on this side, which stays what it is however often it is looked.
@@ -305,8 +310,10 @@ fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
     report.findings.iter().filter(|f| f.severity >= Severity::Unknown)
 }
 
+/// What stops the start, and what is known to make starts hang: it may be the true cause.
 fn tell_stoppers(report: &GuestReport) {
-    for finding in stoppers(report) {
+    let hangs = report.findings.iter().filter(|finding| finding.code == Code::ClusterFull);
+    for finding in stoppers(report).chain(hangs) {
         tell(&text::finding(finding));
     }
 }

@@ -78,20 +78,27 @@ impl Session {
 
     /// Looks at the guest again, but not at its images: `None` if that does not do, because its config has changed.
     pub fn observe_node(&self, seen: &Survey) -> Result<Option<Survey>> {
-        Ok(gather_node(&self.root, seen)?.map(|survey| self.with_load_failure(survey)))
+        Ok(gather_node(&self.root, seen)?.map(|survey| self.in_situation(survey)))
     }
 
     fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
         let usual = self.policy.settings.connect_timeout;
         let off = |storage: &str| self.policy.disk(storage).mode == Mode::Off;
         let survey = gather_some(&self.root, self.guest.vmid, only, limit.min(usual), &off)?;
-        let survey = self.with_load_failure(survey);
+        let survey = self.in_situation(survey);
         // Who had less time than the settings give has not found out that nobody answers.
         Ok(if limit < usual { survey.without_blame() } else { survey })
     }
 
-    fn with_load_failure(&self, mut survey: Survey) -> Survey {
+    /// With what is known of the situation: whether the module can be had, and who is at the guest whose hook this is.
+    fn in_situation(&self, mut survey: Survey) -> Survey {
         survey.node.kernel.load_failure = self.load_failure.clone();
+        if self.policy.scope != Scope::All {
+            // PVE has called this hook, and keeps everybody else away meanwhile.
+            for users in survey.node.mapping_users.values_mut() {
+                users.locked.remove(&self.guest.vmid);
+            }
+        }
         survey
     }
 }

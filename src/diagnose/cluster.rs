@@ -1,12 +1,14 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{ClusterFacts, Health};
+use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
+use crate::kernel::blocklist::entry_of_host;
 use crate::reading::{Failure, Origin, Reading};
 use crate::survey::Survey;
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 
 /// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
 const IO_STOPPERS: [&str; 6] =
@@ -29,7 +31,11 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     let used = each.filter(|(_, _, storages)| !storages.is_empty());
     used.flat_map(|(index, cluster, storages)| {
         let findings = match cluster {
-            Reading::Known(facts) => answers(facts, lock_to_break(survey, index)),
+            Reading::Known(facts) => {
+                let full = full(survey, facts, &storages);
+                let told = answers(facts, lock_to_break(survey, index), full.is_some());
+                told.into_iter().chain(full).chain(shut_out(facts)).collect()
+            }
             Reading::Unknown(failure) => {
                 let keyring = keys::unread(survey, index, failure);
                 vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
@@ -69,10 +75,41 @@ fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
     survey.disks.iter().filter(here).any(crate::diagnose::lock::is_stale)
 }
 
-fn answers(facts: &ClusterFacts, lock_to_break: bool) -> Vec<Finding> {
+/// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far
+/// as is known the tool's own client has the address that the others have.
+pub fn node_entry(facts: &ClusterFacts) -> Option<&BlocklistEntry> {
+    let list = facts.blocklist.known()?;
+    facts.own_addresses.iter().find_map(|address| entry_of_host(address, list))
+}
+
+fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
+    let BlocklistEntry { address, until, .. } = node_entry(facts)?;
+    let own = facts.own_addresses.join(", ");
+    let detail = format!("{address} until {until}; this node's clients come from there ({own})");
+    Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))
+}
+
+/// A pool of these storages takes no more writes.
+fn full(survey: &Survey, facts: &ClusterFacts, storages: &[String]) -> Option<Finding> {
+    let Reading::Known(full) = facts.full_pools.as_ref()? else { return None };
+    let sections = storages.iter().filter_map(|id| survey.storages.get(id)).map(|storage| &storage.section);
+    let pools: BTreeSet<&String> =
+        sections.flat_map(|section| [Some(&section.pool), section.data_pool.as_ref()]).flatten().collect();
+    let ours: Vec<&str> = pools.into_iter().filter(|pool| full.contains(pool)).map(String::as_str).collect();
+    let health = facts.health.known().map(|health| {
+        let told = health.checks.iter().filter(|(code, _)| FULL.contains(&code.as_str()));
+        told.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
+    });
+    let detail = format!("full: {} ({})", ours.join(", "), health.unwrap_or_default());
+    let commands = ["ceph health detail", "ceph df"].map(str::to_owned);
+    (!ours.is_empty()).then(|| Finding::new(Code::ClusterFull, detail).commands(commands))
+}
+
+/// What there is to say of a cluster that answers; that it is `full` is told by itself.
+fn answers(facts: &ClusterFacts, lock_to_break: bool, full: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Reading::Known(health) = &facts.health {
-        findings.extend(unhealthy(health));
+        findings.extend(unhealthy(health, full));
     }
     if let Reading::Known(seconds @ 1..) = facts.blocklist_expire_seconds {
         let severity = if lock_to_break { Severity::Blocker } else { Severity::Warning };
@@ -91,8 +128,10 @@ const KEYS: &str = "no read or write is stopped by it: keys of type aes are in u
      make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
 
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
-fn unhealthy(health: &Health) -> Option<Finding> {
-    if health.status == "HEALTH_OK" {
+fn unhealthy(health: &Health, full: bool) -> Option<Finding> {
+    let checks = health.checks.iter().filter(|(code, _)| !(full && FULL.contains(&code.as_str())));
+    let checks: Vec<(String, String)> = checks.cloned().collect();
+    if health.status == "HEALTH_OK" || checks.is_empty() && full {
         return None;
     }
     let stops = |(code, summary): &&(String, String)| {
@@ -102,9 +141,9 @@ fn unhealthy(health: &Health) -> Option<Finding> {
     let list = |checks: &mut dyn Iterator<Item = &(String, String)>| {
         checks.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
     };
-    let stopping = list(&mut health.checks.iter().filter(stops));
-    let grave = !stopping.is_empty() || health.is_error();
-    let told = if stopping.is_empty() { list(&mut health.checks.iter()) } else { stopping };
+    let stopping = list(&mut checks.iter().filter(stops));
+    let grave = !stopping.is_empty() || (health.is_error() && !full);
+    let told = if stopping.is_empty() { list(&mut checks.iter()) } else { stopping };
     let finding = Finding::new(Code::ClusterHealth, format!("{}: {told}", health.status))
         .commands(["ceph health detail".to_owned()]);
     if health.only_keys() {

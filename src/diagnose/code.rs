@@ -60,6 +60,9 @@ codes! {
     ImageMissing "image-missing" Blocker
         "the image does not exist in its pool"
         "restore the image, or take the disk out of the guest's config";
+    ImageInTrash "image-in-trash" Blocker
+        "the image is in its pool's trash"
+        "restore it from the trash, or take the disk out of the guest's config";
     PoolMissing "pool-missing" Blocker
         "the storage's pool does not exist in the cluster"
         "correct `pool` in storage.cfg, or create the pool";
@@ -105,6 +108,12 @@ codes! {
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
         "see the detail; the guest is not checked until its cause is gone";
+    NodeBlocklisted "node-blocklisted" Blocker
+        "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
+        "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
+    ClusterFull "cluster-full" Warning
+        "a pool or an OSD is full: Ceph lets writes wait, and whatever the start has to write hangs with them"
+        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota";
     ClusterHealth "cluster-health" Warning
         "the Ceph cluster is not healthy"
         "see `ceph health detail`";
@@ -192,6 +201,12 @@ codes! {
     MappingBusy "mapping-busy" Unsafe
         "the image is mapped here and something other than the guest has the device open"
         "end what holds it, then unmap it";
+    MappingOtherImage "mapping-other-image" Unsafe
+        "the device that PVE would use for the disk is another image"
+        "unmap it, so that the disk's own image is mapped; what it holds stays as it is";
+    MappingReadOnly "mapping-read-only" Blocker
+        "the image is mapped here for reading only; PVE would use that device, and the guest cannot write to it"
+        "unmap it; the start maps it anew";
     MappingLeftover "mapping-leftover" Note
         "the image is still mapped here from before; PVE would use that device"
         "unmap it";

@@ -103,6 +103,10 @@ fn unwanted(image: &Image) -> Option<Finding> {
 
 /// What is wanted on a krbd disk and not there. The object map is rebuilt, which PVE never does.
 fn missing(image: &Image) -> Option<Finding> {
+    // Format 1 has no features, and `rbd` refuses to give it any (22).
+    if image.facts.format == 1 {
+        return None;
+    }
     let wanted = image.settings.krbd_features.on(pve_target(image.kernel().version));
     let supported = image.kernel().supported.known().copied().unwrap_or(Features::NONE);
     let missing = (wanted & supported) - image.facts.features;

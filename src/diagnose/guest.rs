@@ -4,7 +4,7 @@ use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::pve::guest::{Note, Refusal, RefusalKind};
 use crate::reading::Reading;
-use crate::survey::Survey;
+use crate::survey::{DiskFacts, Survey};
 
 /// Findings about the guest, its config and its node.
 pub fn findings(survey: &Survey) -> Vec<Finding> {
@@ -76,7 +76,7 @@ fn shared(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, disk) in survey.disks.iter().enumerate() {
         let Some(spec) = disk.spec() else { continue };
-        let twin = survey.disks[..index].iter().find(|other| other.spec().as_ref() == Some(&spec));
+        let twin = survey.disks[..index].iter().find(|other| is_same(survey, disk, other));
         let mut named_by: Vec<String> =
             twin.iter().map(|t| format!("{} of this guest", t.disk.key)).collect();
         named_by.extend(disk.shared_with.iter().map(|vmid| format!("guest {vmid}")));
@@ -90,4 +90,12 @@ fn shared(survey: &Survey) -> Vec<Finding> {
             .push(finding.severity(Severity::Warning).remedy(RemedyKind::Manual, Code::ImageShared.remedy()));
     }
     findings
+}
+
+/// Two disks are one image, as far as is known: one name in two clusters is two images (PVE bug 3969).
+fn is_same(survey: &Survey, one: &DiskFacts, two: &DiskFacts) -> bool {
+    match (survey.identity(one), survey.identity(two)) {
+        (Some(one), Some(two)) => one.may_be(two),
+        _ => one.disk.storage == two.disk.storage && one.spec() == two.spec(),
+    }
 }

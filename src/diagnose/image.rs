@@ -2,10 +2,10 @@
 
 use crate::action::{Action, ActionReport, Change, Target};
 use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, ImageReading, Spec};
+use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::{features, gate, known};
+use crate::diagnose::{cluster, features, gate, known};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
@@ -14,6 +14,7 @@ use crate::pve::guest::{Access, Role};
 use crate::reading::Reading;
 use crate::settings::DiskSettings;
 use crate::survey::{DiskFacts, StorageFacts, Survey};
+use crate::when;
 use nix::errno::Errno;
 
 /// An image that was read, with all that decides about it.
@@ -55,6 +56,7 @@ impl<'a> Image<'a> {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
             spec: spec.clone(),
+            id: Some(facts.id.clone()),
             rbd_arguments: rbd_arguments(&storage.section, &storage.connection),
         };
         let settings = policy.disk(&storage.section.id).clone();
@@ -160,22 +162,29 @@ impl<'a> Image<'a> {
         self.forbidden.clone().or_else(by_settings).or_else(by_scope).or_else(by_failure)
     }
 
+    /// What this run has done on this image, and on no other that has its name: in another cluster, or before it.
+    fn history(&self) -> impl Iterator<Item = &'a ActionReport> {
+        let own = self.target.identity();
+        self.survey.history.iter().filter(move |report| report.action.target.identity().may_be(own))
+    }
+
+    /// This run has mapped it.
+    pub fn was_mapped(&self) -> bool {
+        self.history().any(|report| report.done() && report.action.is_map())
+    }
+
     /// What this run has done on this image since its last change that was made: what failed before that one
     /// may have failed because of what it mended.
     pub fn recent(&self) -> Vec<&'a ActionReport> {
-        let of_image = |report: &&ActionReport| {
-            report.action.target.spec == self.spec && report.action.target.fsid == self.target.fsid
-        };
-        let all: Vec<&ActionReport> = self.survey.history.iter().filter(of_image).collect();
+        let all: Vec<&ActionReport> = self.history().collect();
         let since = all.iter().rposition(|report| report.done()).map_or(0, |last| last + 1);
         all[since..].to_vec()
     }
 
     /// The features that this run has taken off the image together with its lock, and those that it has put back since.
     pub fn reset_so_far(&self) -> (Option<Features>, Features) {
-        let done = self.survey.history.iter().filter(|r| r.done() && r.action.target.spec == self.spec);
         let mut so_far = (None, Features::NONE);
-        for report in done {
+        for report in self.history().filter(|report| report.done()) {
             match &report.action.change {
                 Change::DisableFeatures { features } if features.contains(Features::EXCLUSIVE_LOCK) => {
                     so_far = (Some(*features), Features::NONE);
@@ -228,10 +237,11 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
     let spec = disk.spec().map(|spec| spec.to_string()).unwrap_or_default();
     let finding = match &disk.reading {
         None | Some(ImageReading::Found(_)) => return Vec::new(),
-        Some(ImageReading::ImageMissing) if disk.disk.role == Role::Cloudinit => {
+        Some(reading) if reading.is_gone() && disk.disk.role == Role::Cloudinit => {
             let detail = format!("no image {spec}; PVE makes a new one at the start");
             Finding::new(Code::ImageMissing, detail).severity(Severity::Note).remedy(RemedyKind::None, "")
         }
+        Some(ImageReading::InTrash(trashed)) => in_trash(survey, disk, &spec, trashed),
         Some(ImageReading::ImageMissing) => Finding::new(Code::ImageMissing, format!("no image {spec}")),
         Some(ImageReading::PoolMissing) => {
             Finding::new(Code::PoolMissing, format!("no pool {}", disk.disk.pool))
@@ -244,7 +254,12 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
             )
         }
         Some(ImageReading::ParentMissing(failure)) => Finding::new(Code::ParentMissing, failure.to_string()),
-        // A cluster that does not answer is told once, not for every image.
+        // A cluster that does not answer, or not this node, is told once, not for every image.
+        Some(ImageReading::Unknown(failure))
+            if failure.errno == Some(Errno::ESHUTDOWN as i32) && shut_out(survey, disk) =>
+        {
+            return Vec::new();
+        }
         Some(ImageReading::Unknown(_)) if survey.cluster_of(disk).is_none_or(|c| c.known().is_none()) => {
             return Vec::new();
         }
@@ -255,6 +270,37 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
         Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string()),
     };
     vec![finding]
+}
+
+/// This node as a whole is on the blocklist of the disk's cluster.
+fn shut_out(survey: &Survey, disk: &DiskFacts) -> bool {
+    survey.cluster_of(disk).and_then(Reading::known).is_some_and(|facts| cluster::node_entry(facts).is_some())
+}
+
+/// The image was moved to the trash: what is there, until when, and how it comes back.
+fn in_trash(survey: &Survey, disk: &DiskFacts, spec: &str, trashed: &[Trashed]) -> Finding {
+    let entry = |trashed: &Trashed| {
+        let by = match trashed.source.as_str() {
+            "user" | "user-parent" => String::new(),
+            "removing" => ", its removal has begun".to_owned(),
+            source => format!(", by {source}"),
+        };
+        let kept = match trashed.kept_until > trashed.deleted {
+            true => format!("kept until {}", when::shown(trashed.kept_until)),
+            false => "may be purged at any time".to_owned(),
+        };
+        format!("the id {}, moved there {}{by}, {kept}", trashed.id, when::shown(trashed.deleted))
+    };
+    let told: Vec<String> = trashed.iter().map(entry).collect();
+    let finding =
+        Finding::new(Code::ImageInTrash, format!("no image {spec}; in the trash: {}", told.join("; ")));
+    let can_come_back = |trashed: &&Trashed| !["removing", "migration"].contains(&trashed.source.as_str());
+    let storage = survey.storages.get(&disk.disk.storage);
+    let commands = trashed.iter().filter(can_come_back).zip(storage.into_iter().cycle());
+    finding.commands(commands.map(|(trashed, storage)| {
+        let rbd = Command::new("rbd").args(rbd_arguments(&storage.section, &storage.connection));
+        rbd.args(["trash", "restore", trashed.id.as_str()]).display()
+    }))
 }
 
 /// What there is to say of an image as a whole.

@@ -1,6 +1,6 @@
 //! What this node's kernel has mapped of a guest's images, and what came of mapping more.
 
-use crate::action::{Action, Change, Target};
+use crate::action::{Action, ActionResult, Change, Target};
 use crate::ceph::image::Spec;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -9,10 +9,14 @@ use crate::diagnose::map_failure;
 use crate::diagnose::sharing::{clients, rxbounce, takes};
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, Sharing};
-use crate::kernel::holders::Holder;
+use crate::kernel::holders::{Holder, Process};
 use crate::policy::Scope;
+use crate::pve::guest::{Kind, Role};
 use crate::reading::Reading;
 use crate::survey::Survey;
+
+/// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
+const FRESH: u64 = 10;
 
 /// `/dev/rbd0 rbd/vm-100-disk-0 (guest 100, running)`.
 pub fn told(survey: &Survey, mapping: &Mapping) -> String {
@@ -37,12 +41,14 @@ pub fn unmap(mapping: &Mapping) -> Action {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
         spec: Spec::of_mapping(mapping),
+        id: mapping.image_id.clone(),
         rbd_arguments: Vec::new(),
     };
     Action { target, change: Change::Unmap { device: mapping.id } }
 }
 
-/// Why a mapping is not a leftover; `None` if it is one: nothing has it open and no guest that names it runs.
+/// Why a mapping is not a leftover; `None` if it is one: nothing has it open, no guest that names it runs, and nobody is
+/// at such a guest.
 pub fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
     let device = format!("/dev/rbd{}", mapping.id);
     let Some(users) = survey.node.mapping_users.get(&mapping.id) else {
@@ -58,7 +64,35 @@ pub fn kept(survey: &Survey, mapping: &Mapping) -> Option<String> {
         Reading::Known(holders) => Some(format!("{device} is open: {}", listed(holders))),
         Reading::Unknown(failure) => Some(format!("it is not known what has {device} open: {failure}")),
     };
-    running.or(open)
+    let locked = users.locked.iter().find_map(|(vmid, held)| match held {
+        Reading::Known(false) => None,
+        Reading::Known(true) => {
+            Some(format!("somebody is at guest {vmid} right now (PVE's lock of it is held)"))
+        }
+        Reading::Unknown(failure) => {
+            Some(format!("it is not known whether somebody is at guest {vmid}: {failure}"))
+        }
+    });
+    running.or(open).or(locked)
+}
+
+/// It was mapped a moment ago, and by hand there is nobody who vouches for it: whoever did it may be about to open it.
+/// `None` too where the kernel does not tell since when it is mapped.
+pub(super) fn fresh(survey: &Survey, mapping: &Mapping, scope: Scope) -> Option<String> {
+    let seconds = survey.taken_at.checked_sub(mapping.made_at?)?;
+    let device = format!("/dev/rbd{}", mapping.id);
+    (scope == Scope::All && seconds < FRESH)
+        .then(|| format!("{device} was mapped {seconds} s ago: whoever did it may be about to open it"))
+}
+
+/// Why an unmap that was tried in this run is not tried again.
+pub(super) fn gave_up(survey: &Survey, action: &Action) -> Option<String> {
+    let last = survey.history.iter().rev().find(|report| report.action == *action)?;
+    match &last.result {
+        ActionResult::Failed { message, .. } => Some(format!("it was tried and failed: {message}")),
+        ActionResult::Withheld { why } | ActionResult::Busy { why } => Some(why.clone()),
+        ActionResult::Planned | ActionResult::Done { .. } => None,
+    }
 }
 
 fn listed(holders: &[Holder]) -> String {
@@ -96,15 +130,19 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     let device = format!("/dev/rbd{}, client at {}", mapping.id, mapping.client_address);
     let dead = image.survey.dead_mappings().find(|(dead, _)| dead.id == mapping.id);
     let kept = kept(image.survey, mapping);
-    let finding = match (&dead, busy(image.survey, mapping)) {
-        (Some((_, entry)), _) => {
+    let useless = read_only(image, mapping);
+    let finding = match (&dead, busy(image.survey, mapping), useless) {
+        (Some((_, entry)), _, _) => {
             let detail = format!("{device}, on the blocklist until {}", entry.until);
             Finding::new(Code::MappingDead, detail)
         }
-        (None, Some((severity, holders))) => {
+        (None, None | Some((Severity::Warning, _)), Some(severity)) => {
+            Finding::new(Code::MappingReadOnly, device).severity(severity)
+        }
+        (None, Some((severity, holders)), _) => {
             Finding::new(Code::MappingBusy, format!("{device}: {holders}")).severity(severity)
         }
-        (None, None) => Finding::new(Code::MappingLeftover, device),
+        (None, None, None) => Finding::new(Code::MappingLeftover, device),
     };
     let action = unmap(mapping);
     let command = action.command_line();
@@ -112,15 +150,16 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     // One with a client of its own is there because the shared client is dead, or was when it was mapped.
     let own_client = Identity::of_mapping(mapping).is_private();
     let on_purpose = own_client && !matches!(dead_and_shared(image), Shared::Fit);
-    let wanted = (!map && !on_purpose) || image.wants_change_unmapped();
-    let just_made = image.survey.history.iter().any(|r| r.done() && r.action.is_map());
+    let wanted = useless.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let just_made = image.was_mapped();
     // A dead one is of no use to anybody.
     let needed = || {
         let opened = image.scope == Scope::InHook && image.disk.disk.before_hook;
         match dead {
             None if opened => Some("PVE has opened it for this start".to_owned()),
             None if !wanted || just_made => Some("PVE uses it for the start".to_owned()),
-            _ => None,
+            None => fresh(image.survey, mapping, image.scope),
+            Some(_) => None,
         }
     };
     let gave_up = || image.gave_up(&action).map(|(_, message)| format!("it was tried and failed: {message}"));
@@ -160,13 +199,35 @@ fn passes(survey: &Survey, mapping: &Mapping) -> bool {
     })
 }
 
+/// How grave it is that the device can only be read; `None` if it can be written, or need not be. QEMU opens what it is
+/// to write with `O_RDWR` and fails; `mount` goes on for reading only.
+fn read_only(image: &Image, mapping: &Mapping) -> Option<Severity> {
+    let disk = &image.disk.disk;
+    match (mapping.read_only?, disk.role) {
+        (false, _) | (_, Role::Cdrom | Role::Vmstate) => None,
+        _ if disk.read_only => None,
+        (true, Role::Rootfs | Role::Mountpoint) => Some(Severity::Warning),
+        (true, Role::Disk | Role::Efi | Role::Tpm | Role::Cloudinit) => Some(Severity::Blocker),
+    }
+}
+
+/// Two containers of one node may share a volume: the kernel has one file system for both. The other one is known if it
+/// runs here and its config names the image.
+fn is_shared(survey: &Survey, mapping: &Mapping, holder: &Holder) -> bool {
+    let Holder::Mount { seen_by: Some(Process { guest: Some(vmid), .. }), .. } = holder else { return false };
+    let users = survey.node.mapping_users.get(&mapping.id);
+    let runs = users.and_then(|users| users.guests.get(vmid)) == Some(&Reading::Known(true));
+    survey.guest.kind == Kind::Lxc && *vmid != survey.guest.vmid && runs
+}
+
 /// What has the device open while the guest does not run. A volume group that the node has activated is a nuisance;
 /// a process or a mount is a second user of the disk.
 fn busy(survey: &Survey, mapping: &Mapping) -> Option<(Severity, String)> {
     let holders = survey.node.mapping_users.get(&mapping.id)?.holders.known()?;
+    let holders: Vec<Holder> = holders.iter().filter(|h| !is_shared(survey, mapping, h)).cloned().collect();
     let harmless = holders.iter().all(|holder| matches!(holder, Holder::Block { .. }));
     let severity = if harmless { Severity::Warning } else { Severity::Unsafe };
-    (!holders.is_empty()).then(|| (severity, listed(holders)))
+    (!holders.is_empty()).then(|| (severity, listed(&holders)))
 }
 
 /// The kernel client that a plain map of the image would take.

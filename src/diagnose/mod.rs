@@ -18,6 +18,7 @@ pub mod orphans;
 mod parents;
 mod rbd_words;
 mod sharing;
+mod stranger;
 
 use crate::policy::Policy;
 use crate::reading::Reading;
@@ -93,6 +94,7 @@ fn forbidden_here(survey: &Survey, policy: &Policy) -> Option<String> {
 /// What there is to say of one disk.
 fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
     let mut findings = image::reading_findings(survey, disk);
+    findings.extend(stranger::findings(survey, policy, disk));
     if let Some(image) = Image::of(survey, policy, disk) {
         findings.extend(image::findings(&image));
         findings.extend(features::findings(&image));

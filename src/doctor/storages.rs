@@ -43,9 +43,10 @@ fn reach(storage: &StorageFacts) -> Check {
     let pool = &storage.section.pool;
     let fail = |detail: String| Check::new(&name, State::Fail, detail);
     match &storage.cluster {
-        Reading::Known((_, ImageReading::ImageMissing | ImageReading::Found(_))) => {
-            Check::ok(&name, format!("{who} reaches the pool {pool}"))
-        }
+        Reading::Known((
+            _,
+            ImageReading::ImageMissing | ImageReading::InTrash(_) | ImageReading::Found(_),
+        )) => Check::ok(&name, format!("{who} reaches the pool {pool}")),
         Reading::Known((_, ImageReading::PoolMissing)) => {
             fail(format!("the cluster has no pool {pool}")).remedy(rbd(storage, &["ls"]))
         }

@@ -11,6 +11,13 @@ pub fn entry_of<'a>(address: &str, blocklist: &'a [BlocklistEntry]) -> Option<&'
     })
 }
 
+/// The entry that holds every client on the host of an address, whatever its nonce.
+pub fn entry_of_host<'a>(address: &str, blocklist: &'a [BlocklistEntry]) -> Option<&'a BlocklistEntry> {
+    let (place, _) = address.rsplit_once('/')?;
+    // No client has this nonce: the monitors take it for the whole host.
+    entry_of(&format!("{place}/0"), blocklist)
+}
+
 /// The same client; nonce 0 stands for every client of the address (`OSDMap::is_blocklisted`).
 fn is(address: &str, entry: &str) -> bool {
     let whole_host = || {
@@ -70,6 +77,11 @@ mod tests {
             ("10.0.0.0:0/33", true, false),
         ] {
             assert_eq!(entry_of(mine, &[entry(address, range)]).is_some(), hit, "{address}");
+        }
+        for (address, range, hit) in
+            [("10.0.0.1:0/77", false, false), ("10.0.0.1:0/0", false, true), ("10.0.0.0:0/24", true, true)]
+        {
+            assert_eq!(entry_of_host(mine, &[entry(address, range)]).is_some(), hit, "{address}");
         }
         assert!(entry_of("[fd00::1]:0/5", &[entry("[fd00::]:0/64", true)]).is_some());
         assert!(entry_of("[fd00::1]:0/5", &[entry("[fd00::1]:0/0", false)]).is_some());

@@ -99,6 +99,11 @@ fn try_mapping(root: &Root, device: &Path, id: u32) -> Result<Mapping, (PathBuf,
     })
 }
 
+/// One mapping as it is now; `None` if it is not mapped any more.
+pub fn mapping_now(root: &Root, id: u32) -> Reading<Option<Mapping>> {
+    mapping(root, &root.path(format!("/sys/bus/rbd/devices/{id}")), id).into()
+}
+
 /// devtmpfs makes a device's file together with the device, and keeps the time.
 fn made_at(file: &Path) -> Option<u64> {
     let made = fs::metadata(file).and_then(|file| file.created()).ok()?;

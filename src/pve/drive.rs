@@ -4,7 +4,7 @@
 
 use super::guest::Dropped;
 use super::property::{Properties, Rule, Schema, is_size, parse};
-use super::text::excerpt;
+use super::text::{boolean, excerpt};
 use super::volume::split_volid;
 
 /// A volume key of a guest config, which says by what rules its value is read.
@@ -95,6 +95,8 @@ pub(crate) struct Drive<'v> {
     pub file: &'v [u8],
     /// `media=cdrom`.
     pub cdrom: bool,
+    /// `ro=1`: the guest only reads it.
+    pub read_only: bool,
     /// The config's parser drops the line, so that an earlier one of the same key stays.
     pub rejected: Option<Dropped>,
     /// The config's parser keeps the line, but no volume comes of it.
@@ -110,6 +112,7 @@ pub(crate) fn read(bus: Bus, value: &[u8]) -> Drive<'_> {
     let container = matches!(bus, Bus::Rootfs | Bus::Mountpoint);
     let file = found.get(if container { "volume" } else { "file" }).unwrap_or_default();
     let cdrom = found.get("media") == Some(b"cdrom");
+    let read_only = found.get("ro").is_some_and(|value| boolean(value) == Some(true));
     let rejected = if !container && value.contains(&b'\r') {
         Some(wrong("a carriage return".to_owned()))
     } else {
@@ -117,14 +120,14 @@ pub(crate) fn read(bus: Bus, value: &[u8]) -> Drive<'_> {
     };
     // where the string itself is rejected, nothing is said of conflicts
     let unusable = if container || rejected.is_some() { None } else { conflict(bus, &found).map(wrong) };
-    Drive { file, cdrom, rejected, unusable }
+    Drive { file, cdrom, read_only, rejected, unusable }
 }
 
 /// A plain volume id, commas and all.
 fn vmstate(value: &[u8]) -> Drive<'_> {
     let valid = split_volid(value).is_some() && !value.contains(&b'\r');
     let rejected = (!valid).then(|| wrong(format!("{} is not a volume", excerpt(value))));
-    Drive { file: value, cdrom: false, rejected, unusable: None }
+    Drive { file: value, cdrom: false, read_only: false, rejected, unusable: None }
 }
 
 fn wrong(why: String) -> Dropped {

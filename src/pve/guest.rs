@@ -90,6 +90,9 @@ pub struct Disk {
     /// It is in a CD drive (`media=cdrom`).
     #[serde(default)]
     pub cdrom: bool,
+    /// The guest only reads it (`ro=1`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// PVE opens it before it calls the pre-start hook: the cloud-init image, a container's volume on a krbd storage.
     #[serde(default)]
     pub before_hook: bool,
@@ -164,6 +167,10 @@ pub struct Guest {
     pub hookscript: Option<String>,
     /// The guest's system, as PVE names it (`win11`, `l26`).
     pub ostype: Option<String>,
+    /// What tells a VM from another one that has had its number: the `uuid` of `smbios1`, which PVE gives to each new one
+    /// and each clone, and leaves at that in snapshots, migrations and restores. Containers have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// Its RBD volumes, in PVE's order.
     pub disks: Vec<Disk>,
     /// Why PVE would refuse the start before it opens anything, in PVE's order.
@@ -242,6 +249,7 @@ pub fn read(source: &Source<'_>, storages: &StorageConfig) -> Guest {
         onboot: false,
         hookscript: None,
         ostype: None,
+        uuid: None,
         disks: Vec::new(),
         refusals: Vec::new(),
         notes: config.notes,
@@ -333,6 +341,7 @@ impl VolumeLine<'_> {
             access: access(source.kind, role, section.krbd),
             role,
             cdrom: self.drive.cdrom,
+            read_only: self.drive.read_only,
             before_hook: before_hook(source, role, section.krbd, name),
             pve_drops,
         })
@@ -420,12 +429,20 @@ fn settings(guest: &mut Guest, main: &Section) {
             (_, "lock") => guest.lock = Some(lossy(value)),
             (_, "hookscript") => guest.hookscript = Some(lossy(value)),
             (_, "ostype") => guest.ostype = Some(lossy(value)),
+            (Kind::Qemu, "smbios1") => guest.uuid = uuid(value),
             (_, "template") => guest.template = boolean(value).unwrap_or(is_true(value)),
             (_, "onboot") => guest.onboot = boolean(value).unwrap_or(is_true(value)),
             (Kind::Qemu, "name") | (Kind::Lxc, "hostname") => guest.name = Some(lossy(value)),
             _ => {}
         }
     }
+}
+
+/// `uuid=b3b9…` of `smbios1`; the only one of its values that is never in base64 (`PVE::QemuServer`, `$smbios1_fmt`).
+fn uuid(value: &[u8]) -> Option<String> {
+    let found = value.split(|byte| *byte == b',').find_map(|part| part.strip_prefix(b"uuid="))?;
+    let is_uuid = found.len() == 36 && found.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-');
+    is_uuid.then(|| lossy(found).to_lowercase())
 }
 
 /// A VM's setting after PVE's check, if it passes. A container's passes even if it fails: PVE only warns.
@@ -537,6 +554,19 @@ mod tests {
 
     fn refused(guest: &Guest) -> Vec<&str> {
         guest.refusals.iter().map(|refusal| refusal.message.as_str()).collect()
+    }
+
+    #[test]
+    fn a_vm_is_told_from_another_of_its_number_by_its_uuid() {
+        let uuid = "4ED1CBC9-0000-4000-8000-00000000000A";
+        let of = |smbios: &str| vm(&format!("smbios1: {smbios}\n")).uuid;
+        assert_eq!(of(&format!("uuid={uuid},manufacturer=UUID=,base64=1")), Some(uuid.to_lowercase()));
+        assert_eq!(of(&format!("base64=1,uuid={uuid}")), Some(uuid.to_lowercase()));
+        assert_eq!([of("manufacturer=x"), of("uuid=4ed1cbc9"), of("uuid=")], [None, None, None]);
+        assert_eq!(ct(&format!("smbios1: uuid={uuid}\n")).uuid, None);
+        let with_snapshot =
+            format!("smbios1: uuid={uuid}\n[s]\nsmbios1: uuid=4ed1cbc9-0000-4000-8000-00000000000b\n");
+        assert_eq!(vm(&with_snapshot).uuid, Some(uuid.to_lowercase()));
     }
 
     #[test]

@@ -26,10 +26,11 @@ pub fn load(root: &Root, vmid: u32) -> Result<(Guest, StorageConfig)> {
     Ok((guest, storages))
 }
 
-/// Which guests of the cluster name which images, and on which node each guest is.
+/// Which guests of the cluster name which images, by way of which storage, and on which node each guest is. An image
+/// is named within a cluster, and two storages may lead to two clusters: the name alone does not say which is meant.
 #[derive(Debug, Default)]
 pub struct Index {
-    images: BTreeMap<Spec, Vec<GuestFile>>,
+    images: BTreeMap<Spec, Vec<(GuestFile, String)>>,
 }
 
 impl Index {
@@ -37,27 +38,28 @@ impl Index {
     pub fn read(root: &Root, storages: &StorageConfig) -> Result<Self, Failure> {
         let mut index = Self::default();
         for file in all_guests(root)? {
-            for spec in images(root, &file, storages) {
-                index.images.entry(spec).or_default().push(file.clone());
+            for (spec, storage) in images(root, &file, storages) {
+                index.images.entry(spec).or_default().push((file.clone(), storage));
             }
         }
         Ok(index)
     }
 
-    /// The guests that name an image, each once.
-    pub fn naming(&self, spec: &Spec) -> impl Iterator<Item = &GuestFile> {
-        self.images.get(spec).into_iter().flatten()
+    /// The guests that name an image of this name, and the storages by which they do; each pair once.
+    pub fn naming(&self, spec: &Spec) -> impl Iterator<Item = (&GuestFile, &str)> {
+        self.images.get(spec).into_iter().flatten().map(|(guest, storage)| (guest, storage.as_str()))
     }
 }
 
-/// The images that a guest names, each once.
-fn images(root: &Root, file: &GuestFile, storages: &StorageConfig) -> BTreeSet<Spec> {
+/// The images that a guest names and the storages by which it does, each once.
+fn images(root: &Root, file: &GuestFile, storages: &StorageConfig) -> BTreeSet<(Spec, String)> {
     let Ok(config) = file.read(root) else { return BTreeSet::new() };
     let spec = |(id, volid): &(String, String)| {
         let storage = storages.rbd(id)?;
         let name = volid.split_once(':')?.1;
         let image = String::from_utf8_lossy(rbd_name(name.as_bytes())?.image).into_owned();
-        Some(Spec { pool: storage.pool.clone(), namespace: storage.namespace.clone(), image })
+        let spec = Spec { pool: storage.pool.clone(), namespace: storage.namespace.clone(), image };
+        Some((spec, id.clone()))
     };
     guest::volumes(file.kind, &config).iter().filter_map(spec).collect()
 }

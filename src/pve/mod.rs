@@ -8,6 +8,7 @@ pub mod ha;
 mod hosts;
 pub mod keyring;
 pub mod load;
+pub mod lock;
 pub mod node;
 mod property;
 pub mod snippet;

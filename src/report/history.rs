@@ -52,6 +52,7 @@ fn run_json(run: &Run) -> Value {
         "run": run.run,
         "at": run.at,
         "guest": run.guest,
+        "guest_uuid": run.guest_uuid,
         "changes": run.changes.iter().map(change_json).collect::<Vec<_>>(),
     })
 }
@@ -60,12 +61,14 @@ fn run_json(run: &Run) -> Value {
 /// `{"result": "failed", "errno": 22, "message": ...}`; a change without an outcome has null for a result.
 fn change_json(change: &Change) -> Value {
     let mut changed = change.recorded.clone();
-    // Where the image is and how it is reached is told by `image` and `command`.
-    changed.as_object_mut().map(|fields| fields.remove("target"));
+    // Which image it is and how it is reached is told by `image`, `fsid`, `image_id` and `command`.
+    let target = changed.as_object_mut().and_then(|fields| fields.remove("target")).unwrap_or_default();
     let mut result = change.result.clone();
     result.as_object_mut().map(|fields| fields.remove("duration_ms"));
     json!({
         "image": change.image,
+        "fsid": target["fsid"],
+        "image_id": target["id"],
         "change": changed,
         "command": change.command,
         "before": change.before,

@@ -60,6 +60,7 @@ fn disk_facts(facts: &DiskFacts) -> Value {
         None => ("none", None, None),
         Some(ImageReading::Found(image)) => ("found", Some(image), None),
         Some(ImageReading::ImageMissing) => ("image-missing", None, None),
+        Some(ImageReading::InTrash(_)) => ("image-in-trash", None, None),
         Some(ImageReading::PoolMissing) => ("pool-missing", None, None),
         Some(ImageReading::NamespaceMissing) => ("namespace-missing", None, None),
         Some(ImageReading::ParentMissing(failure)) => ("parent-missing", None, Some(failure)),

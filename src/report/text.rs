@@ -158,6 +158,7 @@ fn disk_row(facts: &DiskFacts) -> Vec<String> {
     let state = match &facts.reading {
         Some(ImageReading::Found(image)) => image_state(image),
         Some(ImageReading::ImageMissing) => "no such image".to_owned(),
+        Some(ImageReading::InTrash(_)) => "in the trash".to_owned(),
         Some(ImageReading::PoolMissing) => "no such pool".to_owned(),
         Some(ImageReading::NamespaceMissing) => "no such namespace".to_owned(),
         Some(ImageReading::ParentMissing(_)) => "its parent is gone".to_owned(),

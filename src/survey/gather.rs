@@ -12,11 +12,13 @@ use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
-use crate::pve::node::{node_name, quorate, running};
+use crate::pve::lock;
+use crate::pve::node::{GuestFile, node_name, quorate, running};
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
+use crate::survey::fsids::Fsids;
 use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients};
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
@@ -50,7 +52,7 @@ pub fn gather_some(
         limit,
         on_image: &|| (),
     };
-    let (mut surveys, _) = look.at(vec![guest])?;
+    let (mut surveys, ..) = look.at(vec![guest])?;
     surveys.pop().context("no guest was looked at; this is a fault of rbd-preflight")
 }
 
@@ -68,7 +70,8 @@ pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
         ..node_facts(root, &guest, &seen.node.name, quorate(root), kernel::gather(root))
     };
     let mut survey = Survey { node, taken_at: clock::now().as_secs(), history: Vec::new(), ..seen.clone() };
-    look_at_mappings(root, &index, std::slice::from_mut(&mut survey));
+    let fsids = Fsids::read(root, &config, &seen.storages, &seen.clusters);
+    look_at_mappings(root, &Named { index: &index, fsids: &fsids }, std::slice::from_mut(&mut survey));
     Ok(Some(survey))
 }
 
@@ -88,12 +91,43 @@ pub struct Fleet<'a> {
     pub off: &'a (dyn Fn(u32, &str) -> bool + Sync),
 }
 
-/// The names of the images in each pool and namespace; once per cluster and user that reaches it.
-pub type Names = Vec<(PoolName, Reading<Vec<String>>)>;
+/// The images in each pool and namespace; once per cluster and user that reaches it.
+pub type Names = Vec<Listed>;
+
+/// The images in a pool and namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The cluster's fsid; `None` where nobody answered.
+    pub fsid: Option<String>,
+    /// The pool and namespace.
+    pub pool: PoolName,
+    /// The images' names.
+    pub names: Reading<Vec<String>>,
+}
+
+/// The images that guests of the cluster name, and which cluster each of their storages lies in.
+struct Named<'a> {
+    index: &'a Index,
+    fsids: &'a Fsids,
+}
+
+impl<'a> Named<'a> {
+    /// The guests that name an image of a cluster; also those of which it is not known which cluster they mean.
+    fn by(&self, fsid: &str, spec: &Spec) -> impl Iterator<Item = &'a GuestFile> {
+        let here =
+            |(guest, storage): (&'a GuestFile, &str)| self.fsids.may_be(storage, fsid).then_some(guest);
+        let guests = self.index.naming(spec).filter_map(here);
+        guests.map(|guest| (guest.vmid, guest)).collect::<BTreeMap<_, _>>().into_values()
+    }
+}
 
 /// Looks at many guests over one connection to each cluster; an image that several of them name is read once. The
-/// surveys come in the order of the guests.
-pub fn gather_fleet(root: &Root, guests: Vec<Guest>, fleet: &Fleet<'_>) -> Result<(Vec<Survey>, Names)> {
+/// surveys come in the order of the guests, with them the names that were listed, and which cluster each storage lies in.
+pub fn gather_fleet(
+    root: &Root,
+    guests: Vec<Guest>,
+    fleet: &Fleet<'_>,
+) -> Result<(Vec<Survey>, Names, Fsids)> {
     let Fleet { config, index, list, limit, on_image, off } = *fleet;
     Look { root, config, index, only: None, off, orphans: list, limit, on_image }.at(guests)
 }
@@ -111,7 +145,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    fn at(&self, guests: Vec<Guest>) -> Result<(Vec<Survey>, Names)> {
+    fn at(&self, guests: Vec<Guest>) -> Result<(Vec<Survey>, Names, Fsids)> {
         let root = self.root;
         let own: Vec<Vec<DiskFacts>> = guests.iter().map(|guest| self.disks(guest)).collect();
         let counts: Vec<usize> = own.iter().map(Vec::len).collect();
@@ -138,15 +172,18 @@ impl Look<'_> {
                 history,
             });
         }
-        look_at_mappings(root, self.index, &mut surveys);
+        let fsids = Fsids::read(root, self.config, &storages, &clusters);
+        let named = Named { index: self.index, fsids: &fsids };
+        look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
+            share_out(&named, survey);
             let places = || places.get_or_init(|| Whereabouts::read(root));
-            survey.node.whereabouts = whereabouts(places, self.index, survey);
+            survey.node.whereabouts = whereabouts(places, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
-        Ok((surveys, names))
+        Ok((surveys, names, fsids))
     }
 
     /// The guest's disks that are wanted, not yet read.
@@ -155,19 +192,26 @@ impl Look<'_> {
             self.only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec))
                 && !(self.off)(guest.vmid, &disk.storage)
         };
-        let sharers = |disk: &Disk| {
-            let naming =
-                Spec::of(disk).map(|spec| self.index.naming(&spec).map(|g| g.vmid).collect::<Vec<_>>());
-            naming.unwrap_or_default().into_iter().filter(|other| *other != guest.vmid).collect()
-        };
         let disks = guest.disks.iter().filter(wanted).map(|disk| DiskFacts {
-            shared_with: sharers(disk),
+            shared_with: Vec::new(),
             disk: disk.clone(),
             reading: None,
             linked_device: None,
             map_options: None,
         });
         disks.collect()
+    }
+}
+
+/// The other guests that name the image of each disk. One name in two clusters is two images (PVE bug 3969).
+fn share_out(named: &Named, survey: &mut Survey) {
+    let own = survey.guest.vmid;
+    for disk in &mut survey.disks {
+        let Some(spec) = disk.spec() else { continue };
+        let same = |storage: &str| named.fsids.same(storage, &disk.disk.storage);
+        let others = named.index.naming(&spec).filter(|(guest, storage)| guest.vmid != own && same(storage));
+        let others: BTreeSet<u32> = others.map(|(guest, _)| guest.vmid).collect();
+        disk.shared_with = others.into_iter().collect();
     }
 }
 
@@ -224,24 +268,28 @@ fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
 /// Where the clients are that have the guest's images open, as far as PVE's and Ceph's files tell.
 fn whereabouts<'a>(
     places: impl FnOnce() -> &'a Whereabouts,
-    index: &Index,
+    named: &Named,
     survey: &Survey,
 ) -> BTreeMap<String, String> {
     let watchers = survey.disks.iter().filter_map(|disk| match &disk.reading {
-        Some(ImageReading::Found(facts)) => Some((disk.spec()?, facts.watchers.known()?)),
+        Some(ImageReading::Found(facts)) => {
+            Some((survey.identity(disk)?.fsid, disk.spec()?, facts.watchers.known()?))
+        }
         _ => None,
     });
-    let addresses: Vec<(Spec, &str)> = watchers
-        .flat_map(|(spec, all)| all.iter().map(move |watcher| (spec.clone(), watcher.address.as_str())))
+    let addresses: Vec<(&str, Spec, &str)> = watchers
+        .flat_map(|(fsid, spec, all)| {
+            all.iter().map(move |watcher| (fsid, spec.clone(), watcher.address.as_str()))
+        })
         .collect();
     if addresses.is_empty() {
         return BTreeMap::new();
     }
     let places = places();
-    let told = addresses.into_iter().filter_map(|(spec, address)| {
+    let told = addresses.into_iter().filter_map(|(fsid, spec, address)| {
         let node = places.node_of(address)?;
-        let guests: Vec<String> = index
-            .naming(&spec)
+        let guests: Vec<String> = named
+            .by(fsid, &spec)
             .filter(|guest| guest.node == node)
             .map(|guest| guest.vmid.to_string())
             .collect();
@@ -253,13 +301,14 @@ fn whereabouts<'a>(
 }
 
 /// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.
-fn look_at_mappings(root: &Root, index: &Index, surveys: &mut [Survey]) {
+fn look_at_mappings(root: &Root, named: &Named, surveys: &mut [Survey]) {
     let mut wanted: Vec<BTreeMap<u32, Mapping>> = Vec::new();
     for survey in surveys.iter_mut() {
         link_devices(root, survey);
         let own = survey.disks.iter().filter_map(|disk| survey.mapped(disk).known().cloned()).flatten();
+        let strangers = survey.disks.iter().flat_map(|disk| survey.strangers(disk).cloned());
         let dead = survey.dead_mappings().map(|(mapping, _)| mapping.clone());
-        wanted.push(own.chain(dead).map(|m| (m.id, m)).collect());
+        wanted.push(own.chain(strangers).chain(dead).map(|m| (m.id, m)).collect());
     }
     let ids: BTreeSet<u32> = wanted.iter().flat_map(|mappings| mappings.keys().copied()).collect();
     if ids.is_empty() {
@@ -269,13 +318,16 @@ fn look_at_mappings(root: &Root, index: &Index, surveys: &mut [Survey]) {
     for (survey, mappings) in surveys.iter_mut().zip(wanted) {
         for (id, mapping) in mappings {
             let spec = Spec::of_mapping(&mapping);
-            let here = index.naming(&spec).filter(|guest| guest.node == survey.node.name);
-            let guests = here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
+            let here = named.by(&mapping.fsid, &spec).filter(|guest| guest.node == survey.node.name);
+            let guests: BTreeMap<u32, Reading<bool>> =
+                here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();
+            let stopped = guests.iter().filter(|(_, running)| **running == Reading::Known(false));
+            let locked = stopped.map(|(vmid, _)| (*vmid, lock::is_held(root, *vmid))).collect();
             let holders = match &holders {
                 Reading::Known(all) => Reading::Known(all.get(&id).cloned().unwrap_or_default()),
                 Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
             };
-            survey.node.mapping_users.insert(id, MappingUsers { holders, guests });
+            survey.node.mapping_users.insert(id, MappingUsers { holders, guests, locked });
         }
     }
 }
@@ -345,8 +397,11 @@ impl Look<'_> {
                     Failure::new("read the cluster", "the reader panicked; this is a fault of rbd-preflight");
                 (Reading::Unknown(failure), Vec::new())
             });
-            names.extend(pools.iter().cloned().zip(listed));
-            clusters.push(take(reading, specs, clusters.len(), &storages, disks));
+            let facts = take(reading, specs, clusters.len(), &storages, disks);
+            let fsid = facts.known().map(|facts| &facts.fsid);
+            let listed = pools.iter().cloned().zip(listed);
+            names.extend(listed.map(|(pool, names)| Listed { fsid: fsid.cloned(), pool, names }));
+            clusters.push(facts);
         }
         (storages, clusters, names)
     }

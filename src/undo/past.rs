@@ -1,8 +1,7 @@
 //! What a run did to the features of one image, by its journal.
 
-use crate::action::{ActionResult, Change as Made};
+use crate::action::{Action, ActionResult, Change as Made, Target};
 use crate::ceph::features::{Change as Changeable, Features};
-use crate::ceph::image::Spec;
 use crate::history::{Change, Run};
 use nix::errno::Errno;
 use serde_json::Value;
@@ -12,10 +11,8 @@ use serde_json::Value;
 pub struct Past {
     /// The image as the journal names it.
     pub image: String,
-    /// The image.
-    pub spec: Option<Spec>,
-    /// Its cluster.
-    pub fsid: Option<String>,
+    /// Which image it was; `None` where another version of this tool recorded what this one does not understand.
+    pub target: Option<Target>,
     /// The features that the run changed, or may have changed.
     pub touched: Features,
     /// Of these, those of which the journal does not say whether it did.
@@ -35,11 +32,12 @@ pub fn of(run: &Run) -> Vec<Past> {
     let mut all: Vec<Past> = Vec::new();
     for change in &run.changes {
         let image = change.image.clone().unwrap_or_default();
-        let place = all.iter().position(|past| past.image == image).unwrap_or_else(|| {
+        let action = change.action();
+        let place = all.iter().position(|past| past.is_of(&image, action.as_ref())).unwrap_or_else(|| {
             all.push(Past { image, ..Past::default() });
             all.len() - 1
         });
-        all[place].add(change);
+        all[place].add(change, action);
     }
     all
 }
@@ -69,13 +67,21 @@ fn came(change: &Change) -> Came {
 }
 
 impl Past {
-    fn add(&mut self, change: &Change) {
-        let Some(action) = change.action() else {
+    /// A change of an image of this name is one of this image. A name alone is none: a run may change two images of one
+    /// name, in two clusters. What is not understood is counted where it may belong.
+    pub(super) fn is_of(&self, image: &str, action: Option<&Action>) -> bool {
+        match (&self.target, action) {
+            (Some(own), Some(action)) => own.identity().may_be(action.target.identity()),
+            _ => self.image == image,
+        }
+    }
+
+    fn add(&mut self, change: &Change, action: Option<Action>) {
+        let Some(action) = action else {
             self.unknown = Some("that run changed it in a way that this version does not know".to_owned());
             return;
         };
-        self.spec = Some(action.target.spec.clone());
-        self.fsid = Some(action.target.fsid.clone());
+        self.target = Some(action.target.clone());
         let came = came(change);
         if came == Came::NotMade {
             return;

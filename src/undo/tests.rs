@@ -1,6 +1,6 @@
 use super::past::{self, Past};
 use crate::ceph::features::Features;
-use crate::history::runs;
+use crate::history::{Run, runs};
 use crate::journal::{Phase, Record, RunId, SCHEMA};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -9,6 +9,16 @@ use serde_json::{Value, json};
 type Step = (bool, u64, u64, Value);
 
 fn past(steps: &[Step]) -> Past {
+    past::of(&run_on("f", "12ab", steps)).remove(0)
+}
+
+/// A run's records of an image of one name, in this cluster and of this id.
+fn run_on(fsid: &str, id: &str, steps: &[Step]) -> Run {
+    let records = records_on(fsid, id, steps);
+    runs(&records, &|_| false).remove(0)
+}
+
+fn records_on(fsid: &str, id: &str, steps: &[Step]) -> Vec<Record> {
     let record = |number: usize, (on, features, before, result): &Step| Record {
         schema: SCHEMA,
         run: RunId("r".into()),
@@ -16,12 +26,13 @@ fn past(steps: &[Step]) -> Past {
         at: 0,
         phase: if result.is_null() { Phase::Intent } else { Phase::Outcome },
         action: json!({
-            "target": { "storage": "s", "fsid": "f", "rbd_arguments": [],
+            "target": { "storage": "s", "fsid": fsid, "id": id, "rbd_arguments": [],
                         "spec": { "pool": "rbd", "namespace": null, "image": "i" } },
             "change": if *on { "enable-features" } else { "disable-features" },
             "features": Features(*features),
         }),
         guest: Some(516),
+        guest_uuid: None,
         image: Some("rbd/i".into()),
         before: json!({ "features": Features(*before) }),
         command: None,
@@ -29,8 +40,19 @@ fn past(steps: &[Step]) -> Past {
         result: result.clone(),
         duration_ms: None,
     };
-    let records: Vec<Record> = steps.iter().enumerate().map(|(n, step)| record(n, step)).collect();
-    past::of(&runs(&records, &|_| false)[0]).remove(0)
+    steps.iter().enumerate().map(|(n, step)| record(n, step)).collect()
+}
+
+/// PVE bug 3969: two clusters, one name; and one name that was two images' one after the other.
+#[test]
+fn one_name_may_be_two_images_in_one_run() {
+    let step = [(true, 0x1c, 0x1, done())];
+    for (fsid, id, images) in [("f", "12ab", 1), ("g", "12ab", 2), ("f", "34cd", 2)] {
+        let mut records = records_on("f", "12ab", &step);
+        records.extend(records_on(fsid, id, &step).into_iter().map(|record| Record { step: 7, ..record }));
+        let run = runs(&records, &|_| false).remove(0);
+        assert_eq!((run.changes.len(), past::of(&run).len()), (2, images), "{fsid} {id}");
+    }
 }
 
 fn done() -> Value {

@@ -81,6 +81,16 @@ pub enum Mapped {
     Dead,
     DeadAndBusy,
     Unknown,
+    /// Left over, and the kernel does not tell the image's id.
+    NoId,
+    /// Left over, for reading only.
+    ReadOnly,
+    /// Left over, and somebody is at the guest: by hand that is a start, in the hook it is PVE that called it.
+    Held,
+    /// Another image has the name in the kernel and the link to it, left over.
+    Stranger,
+    /// The same, and somebody has it open.
+    StrangerAndBusy,
 }
 
 /// Another guest's image in this node's kernel, through a client that is on the blocklist.
@@ -298,7 +308,7 @@ impl State {
         let old = Features(0x87);
         kernel.supported = Reading::Known(if self.old_kernel { old } else { Features::KRBD_5_3 });
         kernel.version = if self.old_kernel { (4, 15) } else { (6, 14) };
-        let busy = matches!(self.mapped, Mapped::Busy | Mapped::DeadAndBusy);
+        let busy = matches!(self.mapped, Mapped::Busy | Mapped::DeadAndBusy | Mapped::StrangerAndBusy);
         // While the shared client is dead, what is mapped well has one of its own.
         let mapping = match self.neighbour {
             _ if self.client_is_dead() => &DEAD_MAPPING,
@@ -313,7 +323,7 @@ impl State {
             }
             Mapped::Unknown => unknown(),
             _ => {
-                mappings.push((*mapping).clone());
+                mappings.push(self.identified((*mapping).clone()));
                 Reading::Known(mappings.into())
             }
         };
@@ -321,7 +331,46 @@ impl State {
         let process = Process { pid: 1, command: "dd".into(), guest: None };
         let holder = Holder::Process { device: "rbd0".into(), process };
         let holders = Reading::Known(if busy { vec![holder] } else { Vec::new() });
-        survey.node.mapping_users.insert(0, MappingUsers { holders, guests: BTreeMap::new() });
+        survey
+            .node
+            .mapping_users
+            .insert(0, MappingUsers { holders, guests: BTreeMap::new(), locked: self.locked() });
+    }
+
+    /// The mapping with the image that it is of.
+    fn identified(&self, mapping: Mapping) -> Mapping {
+        let image_id = match self.mapped {
+            Mapped::NoId => None,
+            Mapped::Stranger | Mapped::StrangerAndBusy => Some("2".to_owned()),
+            _ => Some("1".to_owned()),
+        };
+        Mapping { image_id, read_only: Some(self.mapped == Mapped::ReadOnly), ..mapping }
+    }
+
+    /// Who is at the guest, as `commands::session` sees it: in a hook it is PVE that has called it.
+    fn locked(&self) -> BTreeMap<u32, Reading<bool>> {
+        let held = Reading::Known(self.mapped == Mapped::Held);
+        if self.in_hook() { BTreeMap::new() } else { BTreeMap::from([(516, held)]) }
+    }
+
+    fn in_hook(&self) -> bool {
+        matches!(self.context, Context::Hook | Context::AfterStop)
+    }
+
+    /// The image itself is not what the kernel has there.
+    fn is_stranger(&self) -> bool {
+        matches!(self.mapped, Mapped::Stranger | Mapped::StrangerAndBusy)
+    }
+
+    /// Nothing uses what is mapped there, and nobody is about to.
+    fn can_be_let_go(&self) -> bool {
+        match self.mapped {
+            Mapped::Leftover | Mapped::Dead | Mapped::NoId | Mapped::ReadOnly | Mapped::Stranger => true,
+            Mapped::Held => self.in_hook(),
+            Mapped::No | Mapped::Busy | Mapped::DeadAndBusy | Mapped::Unknown | Mapped::StrangerAndBusy => {
+                false
+            }
+        }
     }
 
     /// The other guest's mapping, and who uses it.
@@ -335,7 +384,8 @@ impl State {
         };
         let running = Reading::Known(matches!(self.neighbour, Taken | Other | Perhaps | Proven));
         let guests = BTreeMap::from([(600, running)]);
-        users.insert(NEIGHBOUR, MappingUsers { holders: Reading::Known(Vec::new()), guests });
+        let locked = BTreeMap::new();
+        users.insert(NEIGHBOUR, MappingUsers { holders: Reading::Known(Vec::new()), guests, locked });
         vec![mapping(NEIGHBOUR, "vm-600-disk-0", client, options)]
     }
 
@@ -442,10 +492,9 @@ impl State {
                 self.neighbour != Neighbour::TakenLeftover,
                 "unmap of another guest's disk that is in use, or for nothing",
             ),
-            Change::Unmap { .. } => rule(
-                !matches!(self.mapped, Mapped::Leftover | Mapped::Dead),
-                "rule 3: unmap of what is open or unknown",
-            ),
+            Change::Unmap { .. } => {
+                rule(!self.can_be_let_go(), "rule 3: unmap of what is open, unknown or about to be opened")
+            }
             Change::Map { noshare, .. } => rule(
                 !((self.context.starts() || self.neighbour == Neighbour::Taken)
                     && self.krbd
@@ -453,7 +502,10 @@ impl State {
                 "map that PVE would not make",
             )
             .or(rule(*noshare != steps_round, "a client of its own without need, or none in need")),
-            _ => rule(self.mapped != Mapped::No, "rule 1: an image that a kernel has mapped"),
+            _ => rule(
+                self.mapped != Mapped::No && !self.is_stranger(),
+                "rule 1: an image that a kernel has mapped",
+            ),
         };
         let on_image = !matches!(change, Change::Unmap { .. });
         let own_unmap = matches!(change, Change::Unmap { device } if *device != NEIGHBOUR);
@@ -508,6 +560,9 @@ impl State {
 
     /// The kernel gives its watch and its lock back; on the blocklist it can give back neither, but has no watch for long.
     fn unmapped(self) -> Self {
+        if self.is_stranger() {
+            return Self { mapped: Mapped::No, ..self };
+        }
         let had_watch = matches!(self.watchers, Watchers::Own | Watchers::OwnAndOther);
         let watchers = match self.watchers {
             Watchers::Own => Watchers::Nobody,
@@ -539,13 +594,14 @@ impl State {
     pub fn can_be_made_ready(&self) -> bool {
         let journal_stops =
             self.krbd && self.features.contains(Features::JOURNALING) && self.mirror != Mirror::No;
-        let let_go =
-            if matches!(self.mapped, Mapped::Leftover | Mapped::Dead) { self.unmapped() } else { *self };
+        let let_go = if self.can_be_let_go() { self.unmapped() } else { *self };
         // PVE gives every krbd disk exclusive-lock, and then the lock counts.
         let lock_counts = self.features.contains(Features::EXCLUSIVE_LOCK) || (self.krbd && !self.old_kernel);
         let lock_stops = let_go.locker == Locker::Dead && lock_counts && !self.may_blocklist();
         // In the hook before a start PVE has mapped it already, and nothing more can be done to it, unless it is dead.
-        let too_late = self.context == Context::Hook && self.before_hook && self.mapped == Mapped::Leftover;
+        let too_late = self.context == Context::Hook
+            && self.before_hook
+            && !matches!(self.mapped, Mapped::No | Mapped::Dead);
         self.context != Context::MigrationTarget
             && self.guest_allows()
             && let_go.mapped == Mapped::No

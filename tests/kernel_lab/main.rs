@@ -12,6 +12,7 @@ mod incident;
 mod keys;
 mod limits;
 mod locks;
+mod names;
 mod start;
 
 use common::node::Ran;
