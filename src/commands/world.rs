@@ -26,6 +26,9 @@ const AFTER_MAPS: Duration = Duration::from_secs(30);
 /// What is kept of the time for the last look, after which nothing is changed any more; a quarter where there is little.
 const LAST_LOOK: Duration = Duration::from_secs(12);
 
+/// What is begun has at least this long.
+const SHORTEST: Duration = Duration::from_secs(1);
+
 /// A look at the guest and all its images, and when it was over.
 struct Seen {
     at: Instant,
@@ -130,6 +133,7 @@ impl World for RealWorld<'_> {
             rule: &*self.rule,
             runner: &System,
             time_limit: self.left(limit),
+            cut: self.left(limit) < limit,
         };
         // A look may take of the time that is kept for the last one: without it nothing can be told of a change.
         let (end, session) = (self.end, self.session);
@@ -159,7 +163,7 @@ impl World for RealWorld<'_> {
     }
 
     fn has_time(&self) -> bool {
-        self.deadline.is_none_or(|end| Instant::now() < end)
+        self.deadline.is_none_or(|end| Instant::now() + SHORTEST < end)
     }
 
     fn pause(&mut self, failures: usize) {

@@ -28,8 +28,9 @@ fn a_crashed_node_left_its_lock() {
 
         let (ran, said) = node.hear(|| node.hook(vmid));
         assert_said(&ran, 0, &[]);
-        // That Ceph still took it for alive is told while it is waited for.
-        assert!(["lock-dying", "in-use-elsewhere"].iter().any(|code| ran.stderr.contains(code)), "{ran:#?}");
+        // That Ceph still took it for alive is told while it is waited for; on a slow machine it no longer did.
+        let told = ["lock-dying", "in-use-elsewhere", "has no watch on the image"];
+        assert!(told.iter().any(|words| ran.stderr.contains(words)), "{ran:#?}");
         assert!(ran.took < Duration::from_secs(45), "{ran:#?}\n{said}");
         node.assert_ready(&disks);
         let text = node.must(&format!(
