@@ -135,7 +135,9 @@ fn what_has_been_changed_since_is_left_alone() {
 fn a_later_run_is_to_be_undone_first() {
     let (node, vmid, spec) = Node::with_vm("layering");
     let first = repaired(&node, vmid);
+    // PVE turns other features off on an older kernel, which most likely takes no key that Ceph 20 makes.
     node.write("/proc/sys/kernel/osrelease", "5.2.0-1-pve\n");
+    node.write("/etc/rbd-preflight/config.yaml", "ignore: [key-type-unsupported]\n");
     let second = repaired(&node, vmid);
     assert_eq!(node.features(&spec), ["layering", "exclusive-lock"]);
     let ran = undo(&node, &first);
