@@ -450,15 +450,15 @@ fn where_our_part_stops_the_start_the_chained_script_is_not_run() {
 #[test]
 fn the_chained_script_has_its_turn_when_our_part_is_given_up() {
     let (node, vmid, _) = chained_on_ceph("layering,exclusive-lock,journaling");
-    node.write("/etc/rbd-preflight/config.yaml", "deadline: 1\n");
+    node.write("/etc/rbd-preflight/config.yaml", "deadline: 8\n");
     let inner = on_node(&node.path("/"), "rbd-preflight", &["hook", &vmid.to_string(), "pre-start"]);
     let mut command = Command::new("strace");
-    command.args(["-f", "-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=7000000"]);
+    command.args(["-f", "-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=30000000"]);
     command.arg(inner.get_program()).args(inner.get_args());
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.stdin(Stdio::null());
     let ran = Ran::of(command);
-    assert!(ran.code == 0 && ran.stderr.contains("gave up after 3 s"), "{ran:?}");
+    assert!(ran.code == 0 && ran.stderr.contains("gave up after 10 s"), "{ran:?}");
     assert!(ran.stderr.contains("err-of-old"), "{ran:?}");
     assert!(std::fs::read_to_string(node.path("/calls")).unwrap().contains("pre-start"), "{ran:?}");
 }
