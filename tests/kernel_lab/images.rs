@@ -46,6 +46,8 @@ fn features_and_object_maps_are_mended() {
         assert!(said.contains("post-acquire action failed: -2"), "{said}");
         node.unmap(&[disks[1].clone(), disks[5].clone()]);
 
+        // All of it takes longer than two minutes on a slow machine.
+        node.put("/etc/rbd-preflight/config.yaml", "deadline: 600\nrebuild_deadline: 300\n");
         let ran = node.hook(vmid);
         assert_said(&ran, 0, &["done: disable journaling"]);
         node.assert_ready(&disks);
