@@ -42,6 +42,8 @@ fn lines_of(text: &str) -> Vec<String> {
         (r"\d+-\d+-\d+T[\d:.+]+", "DATE"),
         (r"\(\d+\.\d s\)", "(TIME)"),
         (r"/dev/rbd\d+", "/dev/rbdN"),
+        // Which the `rbd` of Ceph 20 asks for by itself.
+        (" with ms_mode=prefer-crc", ""),
         (r"\d+ MiB", "SIZE"),
         (" +", " "),
     ] {
