@@ -255,8 +255,59 @@ fn a_lock_is_stale_only_without_a_matching_watch() {
     other["cookie"] = json!(5);
     facts(&mut survey)["watchers"] = json!({ "known": [other] });
     let seen = see(&survey);
+    assert_eq!(seen.severity("lock-owner-alive"), Some(Severity::Unsafe), "it watches by another cookie");
+    assert!(seen.actions.is_empty());
+    facts(&mut survey)["watchers"] =
+        json!({ "known": [{ "address": "10.0.0.3:0/5", "client": 7, "cookie": 5 }] });
+    let seen = see(&survey);
     assert_eq!(seen.kind("lock-stale"), Some(RemedyKind::Manual), "somebody else watches");
     assert_eq!(seen.verdict(), Verdict::Refused);
+}
+
+/// Breaking a lock puts its owner on the blocklist, and with it all that it has open elsewhere.
+#[test]
+fn a_lock_is_not_broken_while_anything_speaks_for_its_owners_life() {
+    let mut with_another = healthy();
+    facts(&mut with_another)["lock"] = json!({ "known": lock() });
+    with_another["disks"] = json!([with_another["disks"][0], disk("scsi1", "krbd")]);
+    assert_eq!(see(&with_another).kind("lock-stale"), Some(RemedyKind::Automatic));
+    let mut mapped = with_another.clone();
+    with_another["disks"][1]["reading"]["found"]["watchers"] =
+        json!({ "known": [{ "address": "v1:10.0.0.2:0/77", "client": 4242, "cookie": 3 }] });
+    let mut mapping = mapping(7, 4242, "");
+    mapping["client_address"] = json!("10.0.0.2:0/77");
+    mapped["node"]["kernel"]["mappings"] = json!({ "known": [mapping] });
+    for mut survey in [with_another, mapped] {
+        let breaks = |survey: &Value| {
+            let seen = see(survey);
+            seen.changes().iter().any(|change| matches!(change, Change::BreakLock { .. }))
+        };
+        let seen = see(&survey);
+        assert_eq!(seen.severity("lock-owner-alive"), Some(Severity::Unsafe), "{:?}", seen.findings);
+        assert!(!breaks(&survey));
+        survey["clusters"][0]["known"]["blocklist"] = unknown();
+        assert!(!breaks(&survey), "it may be alive");
+        assert_eq!(see(&survey).severity("lock-owner-alive"), None, "and may be dead");
+        let dead = json!({ "address": "10.0.0.2:0/77", "until": "2026-11-23T06:00", "range": false });
+        survey["clusters"][0]["known"]["blocklist"] = json!({ "known": [dead] });
+        assert_eq!(see(&survey).severity("lock-owner-alive"), None, "on the blocklist nothing lives");
+    }
+}
+
+/// The monitors refuse librbd's entry where its time is set; krbd sends none, and breaks the lock as it maps.
+#[test]
+fn a_time_for_blocklist_entries_stops_only_what_librbd_opens() {
+    for (access, stops) in [("krbd", false), ("librbd", true)] {
+        let mut survey = healthy();
+        survey["disks"] = json!([disk("scsi0", access)]);
+        facts(&mut survey)["lock"] = json!({ "known": lock() });
+        survey["clusters"][0]["known"]["blocklist_expire_seconds"] = json!({ "known": 60 });
+        let seen = see(&survey);
+        let blocker = seen.severity("blocklist-expire-set") == Some(Severity::Blocker);
+        assert_eq!(blocker, stops, "{access}: {:?}", seen.findings);
+        let breaks = seen.changes().iter().any(|change| matches!(change, Change::BreakLock { .. }));
+        assert!(stops || !breaks, "{access}");
+    }
 }
 
 #[test]

@@ -25,12 +25,17 @@ pub struct Caps(pub BTreeMap<String, String>);
 /// The order in which Ceph's documentation writes them.
 const SERVICES: [&str; 4] = ["mon", "osd", "mgr", "mds"];
 
-/// The caps allow `osd blocklist add` of a client's address, wherever the user connects from: what is allowed to a
-/// network only is not counted.
-pub fn may_blocklist(caps: &Caps) -> bool {
+/// Whether the caps allow `osd blocklist add` of a client's address. `None`: a grant is bound to a network, or of a form
+/// that is not known here, and nothing else allows it.
+pub fn may_blocklist(caps: &Caps) -> Option<bool> {
     let mon = caps.0.get("mon").map_or("", String::as_str);
-    let allowed = grants(mon).map(|grant| allows(&words(grant))).fold(NOTHING, |all, one| all | one);
-    allowed & (READ | WRITE) == READ | WRITE
+    let grants: Vec<Option<Allowed>> = grants(mon).map(|grant| allows(&words(grant))).collect();
+    let allowed = grants.iter().flatten().fold(NOTHING, |all, one| all | one);
+    match allowed & (READ | WRITE) == READ | WRITE {
+        true => Some(true),
+        false if grants.contains(&None) => None,
+        false => Some(false),
+    }
 }
 
 /// The whole `ceph auth caps` line after which the user may break locks and may do all that it may now. It replaces
@@ -38,7 +43,8 @@ pub fn may_blocklist(caps: &Caps) -> bool {
 pub fn caps_command(user: &str, caps: &Caps) -> String {
     let mut wanted = caps.0.clone();
     let mon = wanted.remove("mon").unwrap_or_default();
-    let mon = if may_blocklist(caps) { mon } else { with_profile(&mon, caps.0.contains_key("mds")) };
+    let mon =
+        if may_blocklist(caps) == Some(true) { mon } else { with_profile(&mon, caps.0.contains_key("mds")) };
     wanted.insert("mon".to_owned(), mon);
     let order = |service: &str| SERVICES.iter().position(|known| *known == service).unwrap_or(SERVICES.len());
     let mut all: Vec<_> = wanted.iter().map(|(service, caps)| (service.as_str(), caps.as_str())).collect();
@@ -46,9 +52,15 @@ pub fn caps_command(user: &str, caps: &Caps) -> String {
     line(user, &all)
 }
 
-/// The line for a user whose caps are not known: what Ceph's documentation gives a user of these storages. It must not
-/// be shown without [`template_remark`].
+/// The user that has all rights: a line with fewer would take them from the whole cluster.
+const ADMIN: &str = "admin";
+
+/// The line for a user whose caps are not known: what Ceph's documentation gives a user of these storages; for
+/// client.admin, the one that shows its caps. It must not be shown without [`template_remark`].
 pub fn caps_template<'a>(user: &str, storages: impl IntoIterator<Item = &'a RbdStorage>) -> String {
+    if user == ADMIN {
+        return format!("ceph auth get client.{ADMIN}");
+    }
     let mut osd: Vec<String> = Vec::new();
     for storage in storages {
         for pool in [Some(&storage.pool), storage.data_pool.as_ref()].into_iter().flatten() {
@@ -64,6 +76,9 @@ pub fn caps_template<'a>(user: &str, storages: impl IntoIterator<Item = &'a RbdS
 /// What must be done before a [`caps_template`] is run.
 pub fn template_remark(user: &str) -> String {
     let who = format!("client.{user}");
+    if user == ADMIN {
+        return format!("{who} is made with all rights (mon 'allow *'): see who took them from it, and why");
+    }
     format!(
         "the caps of {who} could not be read, and this command replaces all of them: look at `ceph auth get {}` first, \
          and add what else it has (pools of clones' parents, mgr, mds)",
@@ -103,34 +118,52 @@ const NOTHING: Allowed = 0;
 const READ: Allowed = 1;
 const WRITE: Allowed = 2;
 
-/// What one grant allows with `osd blocklist add` (`MonCapGrant::get_allowed`).
-fn allows(words: &[String]) -> Allowed {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
+/// What one grant allows with `osd blocklist add` (`MonCapGrant::get_allowed`); `None` is not known.
+fn allows(grant: &[String]) -> Option<Allowed> {
+    let grant: Vec<&str> = grant.iter().map(String::as_str).collect();
+    match grant[..] {
+        // Where the user connects from is not known here.
+        [ref granted @ .., "network", _] => allowed_anywhere(granted).filter(|allowed| *allowed == NOTHING),
+        ref granted => allowed_anywhere(granted),
+    }
+}
+
+fn allowed_anywhere(grant: &[&str]) -> Option<Allowed> {
+    match *grant {
         ["profile", name] | ["allow", "profile", name] => profile(name),
         ["allow", "service", "osd", letters] | ["allow", letters] | ["allow", letters, "fsname", _] => {
             access(letters)
         }
-        ["allow", "command", "osd blocklist", ref conditions @ ..] if adds(conditions) => READ | WRITE,
-        _ => NOTHING,
+        ["allow", "service", _, letters] => access(letters).map(|_| NOTHING),
+        ["allow", "command", "osd blocklist", ref conditions @ ..] => {
+            adds(conditions).then_some(READ | WRITE)
+        }
+        // Of a command that is named, its name alone says that it is another one.
+        ["allow", "command", other, ..] if !other.contains("blocklist") => Some(NOTHING),
+        _ => None,
     }
 }
 
-/// Every profile of RBD's lets blocklist, `rbd-read-only` too (seen on 16.2.15).
-fn profile(name: &str) -> Allowed {
-    const OTHERS: [&str; 5] = ["simple-rados-client-with-blocklist", "read-write", "osd", "mds", "mgr"];
-    if name.starts_with("rbd") || OTHERS.contains(&name) { READ | WRITE } else { NOTHING }
+/// Every profile of RBD's lets blocklist, `rbd-read-only` too (seen on 16.2.15). `None`: it is not known here.
+fn profile(name: &str) -> Option<Allowed> {
+    const ALLOWED: [&str; 5] = ["simple-rados-client-with-blocklist", "read-write", "osd", "mds", "mgr"];
+    const NOT_ALLOWED: [&str; 6] =
+        ["simple-rados-client", "read-only", "crash", "role-definer", "fs-client", "cephfs-mirror"];
+    if name.starts_with("rbd") || ALLOWED.contains(&name) {
+        return Some(READ | WRITE);
+    }
+    (NOT_ALLOWED.contains(&name) || name.starts_with("bootstrap-")).then_some(NOTHING)
 }
 
 /// `*`, `all`, or of `rwx` what is named.
-fn access(letters: &str) -> Allowed {
+fn access(letters: &str) -> Option<Allowed> {
     match letters {
-        "*" | "all" => READ | WRITE,
+        "*" | "all" => Some(READ | WRITE),
         letters if letters.bytes().all(|letter| b"rwx".contains(&letter)) => {
             let of = |letter, allowed| if letters.contains(letter) { allowed } else { NOTHING };
-            of('r', READ) | of('w', WRITE)
+            Some(of('r', READ) | of('w', WRITE))
         }
-        _ => NOTHING,
+        _ => None,
     }
 }
 
@@ -275,12 +308,34 @@ mod tests {
         for text in
             ["allow *", "allow rw", "allow r, allow w", "profile rbd", "allow command \"osd blocklist\""]
         {
-            assert!(may_blocklist(&mon(text)), "{text}");
+            assert_eq!(may_blocklist(&mon(text)), Some(true), "{text}");
         }
-        for text in ["", "allow r", "allow command \"osd blacklist\"", "allow rw network 10.0.0.0/8"] {
-            assert!(!may_blocklist(&mon(text)), "{text}");
+        for text in ["", "allow r", "allow command \"osd blacklist\"", "allow r network 10.0.0.0/8, allow w"]
+        {
+            let expected = (!text.contains("network")).then_some(false);
+            assert_eq!(may_blocklist(&mon(text)), expected, "{text}");
         }
-        assert!(!may_blocklist(&caps(&[("osd", "allow *")])));
+        assert_eq!(may_blocklist(&caps(&[("osd", "allow *")])), Some(false));
+    }
+
+    #[test]
+    fn what_is_bound_to_a_network_or_not_understood_is_not_known() {
+        for text in [
+            "profile rbd network 127.0.0.0/8",
+            "allow rw network 10.0.0.0/8",
+            "allow r, profile of-a-later-release",
+            "allow command \"osd blocklist\" with blocklistop=rm",
+            "allow everything and more",
+        ] {
+            assert_eq!(may_blocklist(&mon(text)), None, "{text}");
+            assert_eq!(may_blocklist(&mon(&format!("{text}, profile rbd"))), Some(true), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_line_takes_rights_from_the_one_that_has_all() {
+        assert_eq!(caps_template("admin", &[]), "ceph auth get client.admin");
+        assert!(!template_remark("admin").contains("replaces"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
 use crate::kernel::blocklist::entry_of_host;
+use crate::pve::guest::Access;
 use crate::reading::{Failure, Origin, Reading};
 use crate::survey::Survey;
 use nix::errno::Errno;
@@ -67,10 +68,11 @@ fn silent(failure: &Failure, storages: &str) -> Finding {
     }
 }
 
-/// Is there a lock in this cluster that librbd or krbd will have to break at the start.
+/// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.
 fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
     let here = |disk: &&crate::survey::DiskFacts| {
-        survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
+        disk.disk.access != Access::Krbd
+            && survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
     };
     survey.disks.iter().filter(here).any(crate::diagnose::lock::is_stale)
 }

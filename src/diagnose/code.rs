@@ -168,6 +168,9 @@ codes! {
     LockStale "lock-stale" Warning
         "a client that is gone still owns the image's exclusive lock"
         "let librbd break the lock";
+    LockOwnerAlive "lock-owner-alive" Unsafe
+        "the owner of the image's lock does not watch the image, but it lives and has others open; whoever takes the lock over puts it on the blocklist, and its other disks die"
+        "shut down the guests that it serves and unmap their disks; then the client is gone, and the lock can be broken";
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
         "give the user `profile rbd` on the monitors";

@@ -1,8 +1,9 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
 use crate::action::{Change, LockOwner};
-use crate::ceph::alive::watcher_of;
+use crate::ceph::alive::{bare_address, watcher_of};
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
+use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, ImageReading, Locker, Watcher};
 use crate::diagnose::code::{Code, Severity};
@@ -43,8 +44,7 @@ fn in_use(image: &Image) -> Option<Finding> {
         return None;
     }
     let detail = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
-    let blocklist = survey.cluster_of(image.disk).and_then(Reading::known).and_then(|c| c.blocklist.known());
-    let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
+    let dead = |w: &&Watcher| blocklist_of(image).is_some_and(|list| entry_of(&w.address, list).is_some());
     let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
     let command = image.rbd(&["status", &image.spec.image]);
     Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
@@ -91,20 +91,90 @@ pub fn is_stale(disk: &DiskFacts) -> bool {
     }
 }
 
+/// What speaks for the life of a client that does not watch this image: a client has many images, and all of a node's
+/// kernel mappings may share one.
+enum Life {
+    /// Nothing that was read, or it is on the blocklist and dead whatever it has.
+    Nothing,
+    /// It has these open, and is not on the blocklist.
+    Alive(Vec<String>),
+    /// It has these open, and the blocklist could not be read.
+    Unsure(Vec<String>),
+}
+
+fn lives(image: &Image, owner: &Locker) -> Life {
+    let survey = image.survey;
+    let is_owner = |address: &str| bare_address(address) == bare_address(&owner.address);
+    let mappings = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+    let here = mappings.filter(|mapping| is_owner(&mapping.client_address)).map(|mapping| {
+        format!("it is this node's kernel client and has {} mapped at /dev/rbd{}", mapping.image, mapping.id)
+    });
+    let watching = survey.disks.iter().filter_map(|disk| match &disk.reading {
+        Some(ImageReading::Found(facts)) => {
+            let watches = facts.watchers.known()?.iter().any(|watcher| is_owner(&watcher.address));
+            watches.then(|| format!("it has {} open", disk.disk.volid))
+        }
+        _ => None,
+    });
+    let seen: Vec<String> = here.chain(watching).collect();
+    match blocklist_of(image) {
+        _ if seen.is_empty() => Life::Nothing,
+        Some(list) if entry_of(bare_address(&owner.address), list).is_some() => Life::Nothing,
+        Some(_) => Life::Alive(seen),
+        None => Life::Unsure(seen),
+    }
+}
+
+fn change(owner: &Locker) -> Change {
+    Change::BreakLock { owner: LockOwner::from(owner) }
+}
+
 fn stale(image: &Image) -> Option<Finding> {
     let owner = dead_owner(image.facts)?;
     if !image.facts.features.contains(Features::EXCLUSIVE_LOCK) {
         return None;
     }
     let detail = format!("{} at {} has no watch on the image", owner.client, owner.address);
-    let change = Change::BreakLock { owner: LockOwner::from(owner) };
+    match lives(image, owner) {
+        Life::Nothing => {}
+        Life::Alive(seen) => {
+            let command = image.rbd(&["lock", "ls", &image.spec.image]);
+            let detail = format!("{detail}, but {}", seen.join(", "));
+            let finding = Finding::new(Code::LockOwnerAlive, detail).commands([command]);
+            return Some(finding.remedy(RemedyKind::Wait, Code::LockOwnerAlive.remedy()));
+        }
+        Life::Unsure(seen) => {
+            let why = format!("{}; whether it is on the blocklist is not known", seen.join(", "));
+            let mut finding = image.mend(Finding::new(Code::LockStale, detail), true, vec![change(owner)]);
+            finding.remedy.withhold(why);
+            return Some(finding);
+        }
+    }
+    if image.by_kernel() && expires(image) {
+        // librbd cannot; krbd sends no time with the entry, and breaks it as it maps.
+        let text = "the kernel breaks the lock when it maps the image";
+        return Some(Finding::new(Code::LockStale, detail).remedy(RemedyKind::None, text));
+    }
+    let change = change(owner);
     let gave_up = image.gave_up(&image.action(change.clone()));
     let refused = [Some(Errno::EACCES as i32), Some(Errno::EPERM as i32)];
-    let may_not = caps_of(image).is_some_and(|caps| !may_blocklist(caps));
+    let may_not = caps_of(image).and_then(may_blocklist) == Some(false);
     if may_not || gave_up.is_some_and(|(errno, _)| refused.contains(&errno)) {
         return Some(not_permitted(image, &detail));
     }
     Some(image.mend(Finding::new(Code::LockStale, detail), image.settings.change.locks, vec![change]))
+}
+
+/// `rbd_blocklist_expire_seconds` is set for the image's cluster.
+fn expires(image: &Image) -> bool {
+    let cluster = image.survey.cluster_of(image.disk).and_then(Reading::known);
+    cluster.is_some_and(|facts| matches!(facts.blocklist_expire_seconds, Reading::Known(1..)))
+}
+
+/// The OSD blocklist of the image's cluster, if it could be read.
+fn blocklist_of<'a>(image: &Image<'a>) -> Option<&'a [BlocklistEntry]> {
+    let cluster = image.survey.cluster_of(image.disk).and_then(Reading::known)?;
+    cluster.blocklist.known().map(Vec::as_slice)
 }
 
 fn caps_of<'a>(image: &Image<'a>) -> Option<&'a Caps> {

@@ -102,8 +102,15 @@ fn user(storage: &StorageFacts) -> Option<Check> {
     let name = format!("caps:{}", storage.section.id);
     let user = user_of(storage);
     Some(match &storage.caps {
-        Reading::Known(caps) if may_blocklist(caps) => {
+        Reading::Known(caps) if may_blocklist(caps) == Some(true) => {
             Check::ok(name, format!("client.{user} may break stale locks"))
+        }
+        Reading::Known(caps) if may_blocklist(caps).is_none() => {
+            let detail = format!(
+                "whether client.{user} may break stale locks is not known: a grant of its mon caps is bound to a \
+                 network, or not known here"
+            );
+            Check::new(name, State::Unknown, detail)
         }
         Reading::Known(caps) => {
             let detail = format!(

@@ -154,24 +154,49 @@ struct Cluster {
     quorate: u8,
 }
 
-/// The cluster has quorum. A node without cluster has it always.
+/// The cluster has quorum. A node without a cluster (no `/etc/pve/corosync.conf`) has it always.
 ///
-/// pmxcfs says so in `/etc/pve/.members`, and by the owner's write bit of the link `/etc/pve/local`, which is what
-/// `PVE::Cluster::check_cfs_quorum` looks at.
+/// PVE goes by the owner's write bit of the link `/etc/pve/local` (`PVE::Cluster::check_cfs_quorum`). What pmxcfs says in
+/// `/etc/pve/.members` can only add a no: until it has met corosync, at every boot, it has no `cluster` in it.
 pub fn quorate(root: &Root) -> Reading<bool> {
+    ask_quorum(root).into()
+}
+
+fn ask_quorum(root: &Root) -> Result<bool, Failure> {
     let path = root.path("/etc/pve/.members");
-    match std::fs::read(&path) {
-        Ok(text) => members_quorate(&path, &text).into(),
-        Err(error) if error.kind() == ErrorKind::NotFound => writable_link(root).into(),
-        Err(error) => Reading::Unknown(failure("read", &path, &error)),
+    let said = match std::fs::read(&path) {
+        Ok(text) => members_quorate(&path, &text)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => return writable_link(root),
+        Err(error) => return Err(failure("read", &path, &error)),
+    };
+    match said {
+        Some(false) => Ok(false),
+        // A tree without the link is not pmxcfs's; there `.members` has to do.
+        Some(true) if !link_exists(root)? => Ok(true),
+        Some(true) => writable_link(root),
+        None if exists(&root.path("/etc/pve/corosync.conf"))? => Err(Failure::new(
+            format!("read {}", path.display()),
+            "this node has not met its cluster yet (corosync is not up, or has just started)",
+        )),
+        None => Ok(!link_exists(root)? || writable_link(root)?),
     }
 }
 
-fn members_quorate(path: &Path, text: &[u8]) -> Result<bool, Failure> {
+/// `None`: it says nothing of a cluster.
+fn members_quorate(path: &Path, text: &[u8]) -> Result<Option<bool>, Failure> {
     let members: Members = serde_json::from_slice(text).map_err(|error| {
         Failure::new(format!("read {}", path.display()), format!("not pmxcfs's JSON: {error}"))
     })?;
-    Ok(members.cluster.is_none_or(|cluster| cluster.quorate == 1))
+    Ok(members.cluster.map(|cluster| cluster.quorate == 1))
+}
+
+fn link_exists(root: &Root) -> Result<bool, Failure> {
+    let path = root.path("/etc/pve/local");
+    match std::fs::symlink_metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(failure("look at", &path, &error)),
+    }
 }
 
 fn writable_link(root: &Root) -> Result<bool, Failure> {
@@ -310,6 +335,23 @@ mod tests {
         assert_eq!(said(r#"{"nodename":"a","cluster":{"name":"c","quorate":1}}"#), Reading::Known(true));
         assert_eq!(said(r#"{"nodename":"a","cluster":{"name":"c","quorate":0}}"#), Reading::Known(false));
         assert!(said("{").failure().is_some());
+        let of = |members: &str, corosync: bool, mode: u32| {
+            let tree = Tree::new(&[("/etc/pve/.members", members.as_bytes()), ("/etc/pve/local", b"")]);
+            if corosync {
+                std::fs::write(tree.root().path("/etc/pve/corosync.conf"), "totem {}\n").unwrap();
+            }
+            // pmxcfs gives its link the bits; a file has them anywhere.
+            let bits = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(tree.root().path("/etc/pve/local"), bits).unwrap();
+            quorate(&tree.root())
+        };
+        let (unmet, met) = (r#"{"nodename":"a","version":0}"#, r#"{"cluster":{"quorate":1}}"#);
+        assert_eq!(of(unmet, false, 0o755), Reading::Known(true), "a node without a cluster");
+        assert_eq!(of(unmet, false, 0o555), Reading::Known(false));
+        assert!(of(unmet, true, 0o555).failure().is_some(), "at every boot of a clustered node");
+        assert!(of(unmet, true, 0o755).failure().is_some());
+        assert_eq!(of(met, true, 0o755), Reading::Known(true));
+        assert_eq!(of(met, true, 0o555), Reading::Known(false), "what PVE goes by");
         assert!(quorate(&Tree::new(&[]).root()).failure().is_some());
         let tree = Tree::new(&[("/etc/pve/x", b"")]);
         symlink("nodes/a", tree.root().path("/etc/pve/local")).unwrap();
