@@ -90,8 +90,7 @@ fn object_maps_are_rebuilt_under_librbd_too_and_nothing_else() {
 fn a_live_writer_is_not_disturbed() {
     let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
     let writer = node.lab.writer(&spec);
-    let status: Value =
-        serde_json::from_str(&node.lab.rbd(&["status", &spec, "--format", "json"])).unwrap();
+    let status: Value = serde_json::from_str(&node.lab.rbd(&["status", &spec, "--format", "json"])).unwrap();
     let address = status["watchers"][0]["address"].as_str().unwrap().to_owned();
     let before = state(&node, &spec);
     let ran = repair(&node, vmid);

@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a command in a node may take if nothing else is said.
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(300);
 /// The image of the writer that must outlive every test.
 const WITNESS: &str = "pool2/witness";
 /// The process that stands for a running guest, or for whoever has a device open.

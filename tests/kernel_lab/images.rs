@@ -47,7 +47,7 @@ fn features_and_object_maps_are_mended() {
         node.unmap(&[disks[1].clone(), disks[5].clone()]);
 
         // All of it takes longer than two minutes on a slow machine.
-        node.put("/etc/rbd-preflight/config.yaml", "deadline: 600\nrebuild_deadline: 300\n");
+        node.put("/etc/rbd-preflight/config.yaml", "deadline: 280\nrebuild_deadline: 200\n");
         let ran = node.hook(vmid);
         assert_said(&ran, 0, &["done: disable journaling"]);
         node.assert_ready(&disks);
