@@ -101,28 +101,27 @@ fn user(storage: &StorageFacts) -> Option<Check> {
     storage.cluster.known()?;
     let name = format!("caps:{}", storage.section.id);
     let user = user_of(storage);
-    Some(match &storage.caps {
-        Reading::Known(caps) if may_blocklist(caps) == Some(true) => {
-            Check::ok(name, format!("client.{user} may break stale locks"))
-        }
-        Reading::Known(caps) if may_blocklist(caps).is_none() => {
-            let detail = format!(
-                "whether client.{user} may break stale locks is not known: a grant of its mon caps is bound to a \
-                 network, or not known here"
-            );
-            Check::new(name, State::Unknown, detail)
-        }
-        Reading::Known(caps) => {
+    let unknown = |why: &str| {
+        Check::new(
+            &name,
+            State::Unknown,
+            format!("whether client.{user} may break stale locks is not known: {why}"),
+        )
+        .remedy(Command::new("ceph").args(["auth", "get", &format!("client.{user}")]).display())
+    };
+    let caps = match &storage.caps {
+        Reading::Known(caps) => caps,
+        Reading::Unknown(failure) => return Some(unknown(&failure.to_string())),
+    };
+    Some(match may_blocklist(caps) {
+        Some(true) => Check::ok(&name, format!("client.{user} may break stale locks")),
+        Some(false) => {
             let detail = format!(
                 "client.{user} may not break the lock that a crashed node leaves: its guests will not start"
             );
-            Check::new(name, State::Fail, detail).remedy(caps_command(user, caps))
+            Check::new(&name, State::Fail, detail).remedy(caps_command(user, caps))
         }
-        Reading::Unknown(failure) => {
-            let detail = format!("whether client.{user} may break stale locks is not known: {failure}");
-            Check::new(name, State::Unknown, detail)
-                .remedy(Command::new("ceph").args(["auth", "get", &format!("client.{user}")]).display())
-        }
+        None => unknown("a grant of its mon caps is bound to a network, or of a form that is not known here"),
     })
 }
 

@@ -166,19 +166,21 @@ fn ask_quorum(root: &Root) -> Result<bool, Failure> {
     let path = root.path("/etc/pve/.members");
     let said = match std::fs::read(&path) {
         Ok(text) => members_quorate(&path, &text)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return writable_link(root),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(link(root)?.mode() & 0o200 != 0),
         Err(error) => return Err(failure("read", &path, &error)),
     };
-    match said {
-        Some(false) => Ok(false),
+    if said.is_none() && exists(&root.path("/etc/pve/corosync.conf"))? {
+        let why = "this node has not met its cluster yet: corosync is not up, or has just started (`systemctl status corosync`)";
+        return Err(Failure::new(format!("read {}", path.display()), why));
+    }
+    if said == Some(false) {
+        return Ok(false);
+    }
+    match link(root) {
+        Ok(link) => Ok(link.mode() & 0o200 != 0),
         // A tree without the link is not pmxcfs's; there `.members` has to do.
-        Some(true) if !link_exists(root)? => Ok(true),
-        Some(true) => writable_link(root),
-        None if exists(&root.path("/etc/pve/corosync.conf"))? => Err(Failure::new(
-            format!("read {}", path.display()),
-            "this node has not met its cluster yet (corosync is not up, or has just started)",
-        )),
-        None => Ok(!link_exists(root)? || writable_link(root)?),
+        Err(failure) if failure.errno == Some(nix::errno::Errno::ENOENT as i32) => Ok(true),
+        Err(failure) => Err(failure),
     }
 }
 
@@ -190,19 +192,10 @@ fn members_quorate(path: &Path, text: &[u8]) -> Result<Option<bool>, Failure> {
     Ok(members.cluster.map(|cluster| cluster.quorate == 1))
 }
 
-fn link_exists(root: &Root) -> Result<bool, Failure> {
+/// What there is of the link `/etc/pve/local` itself.
+fn link(root: &Root) -> Result<std::fs::Metadata, Failure> {
     let path = root.path("/etc/pve/local");
-    match std::fs::symlink_metadata(&path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failure("look at", &path, &error)),
-    }
-}
-
-fn writable_link(root: &Root) -> Result<bool, Failure> {
-    let path = root.path("/etc/pve/local");
-    let link = std::fs::symlink_metadata(&path).map_err(|error| failure("look at", &path, &error))?;
-    Ok(link.mode() & 0o200 != 0)
+    std::fs::symlink_metadata(&path).map_err(|error| failure("look at", &path, &error))
 }
 
 /// The guest runs on this node.
