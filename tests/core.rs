@@ -291,6 +291,11 @@ fn a_lock_is_not_broken_while_anything_speaks_for_its_owners_life() {
         let dead = json!({ "address": "10.0.0.2:0/77", "until": "2026-11-23T06:00", "range": false });
         survey["clusters"][0]["known"]["blocklist"] = json!({ "known": [dead] });
         assert_eq!(see(&survey).severity("lock-owner-alive"), None, "on the blocklist nothing lives");
+        survey["clusters"][0]["known"]["blocklist"] = json!({ "known": [] });
+        survey["node"]["running"] = json!({ "known": true });
+        let seen = see(&survey);
+        assert_eq!(seen.severity("lock-owner-alive"), None, "a guest that runs is not to be started");
+        assert_eq!((seen.verdict(), breaks(&survey)), (Verdict::Ready, false));
     }
 }
 
@@ -307,6 +312,9 @@ fn a_time_for_blocklist_entries_stops_only_what_librbd_opens() {
         assert_eq!(blocker, stops, "{access}: {:?}", seen.findings);
         let breaks = seen.changes().iter().any(|change| matches!(change, Change::BreakLock { .. }));
         assert!(stops || !breaks, "{access}");
+        survey["storages"]["ceph"]["caps"] = json!({ "known": { "mon": "allow r" } });
+        let forbidden = see(&survey).severity("lock-break-not-permitted");
+        assert_eq!(forbidden, Some(Severity::Blocker), "{access}: krbd may not either");
     }
 }
 

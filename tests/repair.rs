@@ -10,6 +10,8 @@ use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
 use rbd_preflight::ceph::identity::ImageIdentity;
 use rbd_preflight::root::Root;
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn repair(node: &Node, vmid: u32) -> Ran {
@@ -90,7 +92,7 @@ fn object_maps_are_rebuilt_under_librbd_too_and_nothing_else() {
 fn a_live_writer_is_not_disturbed() {
     let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
     let writer = node.lab.writer(&spec);
-    let status: Value = serde_json::from_str(&node.lab.rbd(&["status", &spec, "--format", "json"])).unwrap();
+    let status = node.lab.rbd_json(&["status", &spec]);
     let address = status["watchers"][0]["address"].as_str().unwrap().to_owned();
     let before = state(&node, &spec);
     let ran = repair(&node, vmid);
@@ -119,6 +121,61 @@ fn a_dead_writers_lock_is_broken_once_its_watch_is_gone() {
     assert_eq!(hook.code, 0, "the hook waits for the watch to go: {hook:?}");
     assert!(hook.stderr.contains("done: break the lock"), "{hook:?}");
     assert_eq!(node.lab.rbd_json(&["lock", "ls", &spec]), serde_json::json!([]));
+}
+
+/// A client that has two images open, and no watch on the one whose lock it owns: CEPH_CONF IMAGE-ID IMAGE. It says so,
+/// and writes to the other until its input ends.
+const TWO_IMAGES: &str = r#"
+import struct, sys, rados, rbd
+conf, locked, written = sys.argv[1:]
+text = lambda value: struct.pack("<I", len(value)) + value
+with rados.Rados(conffile=conf, rados_id="admin") as cluster, cluster.open_ioctx("rbd") as ioctx:
+    # cls_lock_lock_op: name, exclusive, cookie, tag, description, no end, no flags.
+    lock = text(b"rbd_lock") + b"\1" + text(b"auto 77") + text(b"internal") + text(b"") + bytes(9)
+    ioctx.execute("rbd_header." + locked, "lock", "lock", struct.pack("<BBI", 1, 1, len(lock)) + lock)
+    with rbd.Image(ioctx, written) as image:
+        while True:
+            image.write(b"x", 0)
+            print("written", flush=True)
+            if not sys.stdin.readline():
+                break
+"#;
+
+/// Safety rules 2 and 3: breaking the lock would put its owner on the blocklist, and take its other image from it.
+#[test]
+fn a_lock_whose_owner_has_another_image_open_is_left_alone() {
+    let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    let other = format!("vm-{vmid}-disk-1");
+    node.image(&format!("rbd/{other}"), DEFAULT);
+    node.append(
+        &format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"),
+        &format!("scsi1: ceph-krbd:{other},size=8M\n"),
+    );
+    node.write("/etc/rbd-preflight/config.yaml", "watcher_grace: 3\n");
+    let info = node.lab.rbd_json(&["info", &spec]);
+    let mut owner = Command::new("/usr/bin/python3")
+        .args(["-c", TWO_IMAGES])
+        .args([&node.lab.conf(), info["id"].as_str().unwrap(), &other])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut to, mut from) =
+        (owner.stdin.take().unwrap(), BufReader::new(owner.stdout.take().unwrap()).lines());
+    assert_eq!(from.next().unwrap().unwrap(), "written");
+    let lock = node.lab.rbd_json(&["lock", "ls", &spec]);
+    assert_eq!(lock[0]["id"], "auto 77", "{lock}");
+
+    let hook = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert!(hook.code == 4 && hook.stderr.contains("lock-owner-alive"), "{hook:?}");
+    assert!(hook.stderr.contains(&format!("it has ceph-krbd:{other} open")), "{hook:?}");
+    let ran = repair(&node, vmid);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert_eq!(node.lab.rbd_json(&["lock", "ls", &spec]), lock);
+    to.write_all(b"again\n").unwrap();
+    assert_eq!(from.next().map(Result::unwrap).as_deref(), Some("written"), "it lives on");
+    drop(to);
+    assert!(owner.wait().unwrap().success());
 }
 
 #[test]
@@ -205,7 +262,7 @@ fn nothing_is_changed_without_a_yes() {
     assert_eq!(state(&node, &spec), before);
     // What a dry run prints does what repair would have done.
     let script = dry.stdout.lines().filter(|line| line.starts_with("rbd ")).collect::<Vec<_>>().join("\n");
-    let status = std::process::Command::new("sh").args(["-ec", &script]).status().unwrap();
+    let status = Command::new("sh").args(["-ec", &script]).status().unwrap();
     assert!(status.success(), "{script}");
     let ran = node.run(["check", &vmid.to_string()]);
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -315,7 +372,7 @@ fn a_survey_can_be_saved_and_diagnosed_anywhere() {
     let (node, vmid, _) = Node::with_vm("layering,exclusive-lock,journaling");
     let file = node.path("/survey.json");
     let ran = node.run(["check", &vmid.to_string(), "--json", "--save-survey", file.to_str().unwrap()]);
-    let mut elsewhere = std::process::Command::new(env!("CARGO_BIN_EXE_rbd-preflight"));
+    let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_rbd-preflight"));
     elsewhere.args(["check", "--json", "--survey"]).arg(&file).env("RBD_PREFLIGHT_ROOT", "/nonexistent");
     let again = Ran::of(elsewhere);
     assert_eq!((again.code, &again.stdout), (ran.code, &ran.stdout), "{again:?}");

@@ -8,12 +8,16 @@ pub fn bare_address(address: &str) -> &str {
     ["v1:", "v2:", "any:"].iter().find_map(|kind| address.strip_prefix(kind)).unwrap_or(address)
 }
 
+/// Both addresses are one client's.
+pub fn same_client(a: &str, b: &str) -> bool {
+    bare_address(a) == bare_address(b)
+}
+
 /// The watcher that a locker is: same address, and the cookie that `auto N` names. `None`: the owner is dead, or the
 /// lock is none of librbd's or krbd's own.
 pub fn watcher_of<'a>(locker: &Locker, watchers: &'a [Watcher]) -> Option<&'a Watcher> {
     let cookie: u64 = locker.cookie.strip_prefix("auto ")?.parse().ok()?;
-    let address = bare_address(&locker.address);
-    watchers.iter().find(|watcher| watcher.cookie == cookie && bare_address(&watcher.address) == address)
+    watchers.iter().find(|w| w.cookie == cookie && same_client(&w.address, &locker.address))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
 use crate::action::{Change, LockOwner};
-use crate::ceph::alive::{bare_address, watcher_of};
+use crate::ceph::alive::{same_client, watcher_of};
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::features::Features;
@@ -13,7 +13,7 @@ use crate::diagnose::image::Image;
 use crate::kernel::Mapping;
 use crate::kernel::blocklist::entry_of;
 use crate::reading::Reading;
-use crate::survey::DiskFacts;
+use crate::survey::{DiskFacts, Survey};
 use nix::errno::Errno;
 
 /// Findings about the image's users and its lock.
@@ -28,10 +28,14 @@ pub fn findings(image: &Image) -> Vec<Finding> {
     findings
 }
 
-/// Somebody else has the image open. A guest that runs, or that another node owns, is expected to.
+/// A guest that runs, or that another node owns, is expected to have its images open.
+fn is_to_be_open(survey: &Survey) -> bool {
+    survey.guest.node != survey.node.name || survey.node.running == Reading::Known(true)
+}
+
+/// Somebody else has the image open.
 fn in_use(image: &Image) -> Option<Finding> {
-    let survey = image.survey;
-    if survey.guest.node != survey.node.name || survey.node.running == Reading::Known(true) {
+    if is_to_be_open(image.survey) {
         return None;
     }
     let watchers = match &image.facts.watchers {
@@ -91,42 +95,47 @@ pub fn is_stale(disk: &DiskFacts) -> bool {
     }
 }
 
-/// What speaks for the life of a client that does not watch this image: a client has many images, and all of a node's
-/// kernel mappings may share one.
-enum Life {
-    /// Nothing that was read, or it is on the blocklist and dead whatever it has.
-    Nothing,
-    /// It has these open, and is not on the blocklist.
-    Alive(Vec<String>),
-    /// It has these open, and the blocklist could not be read.
-    Unsure(Vec<String>),
-}
-
-fn lives(image: &Image, owner: &Locker) -> Life {
-    let survey = image.survey;
-    let is_owner = |address: &str| bare_address(address) == bare_address(&owner.address);
+/// What a client has open that does not watch this image: it has many images, and all of a node's kernel mappings may
+/// share one client.
+fn open_elsewhere(survey: &Survey, owner: &Locker) -> Vec<String> {
     let mappings = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
-    let here = mappings.filter(|mapping| is_owner(&mapping.client_address)).map(|mapping| {
-        format!("it is this node's kernel client and has {} mapped at /dev/rbd{}", mapping.image, mapping.id)
-    });
+    let here =
+        mappings.filter(|mapping| same_client(&mapping.client_address, &owner.address)).map(|mapping| {
+            format!(
+                "it is this node's kernel client and has {} mapped at /dev/rbd{}",
+                mapping.image, mapping.id
+            )
+        });
     let watching = survey.disks.iter().filter_map(|disk| match &disk.reading {
         Some(ImageReading::Found(facts)) => {
-            let watches = facts.watchers.known()?.iter().any(|watcher| is_owner(&watcher.address));
+            let mut watchers = facts.watchers.known()?.iter();
+            let watches = watchers.any(|watcher| same_client(&watcher.address, &owner.address));
             watches.then(|| format!("it has {} open", disk.disk.volid))
         }
         _ => None,
     });
-    let seen: Vec<String> = here.chain(watching).collect();
-    match blocklist_of(image) {
-        _ if seen.is_empty() => Life::Nothing,
-        Some(list) if entry_of(bare_address(&owner.address), list).is_some() => Life::Nothing,
-        Some(_) => Life::Alive(seen),
-        None => Life::Unsure(seen),
-    }
+    here.chain(watching).collect()
 }
 
-fn change(owner: &Locker) -> Change {
-    Change::BreakLock { owner: LockOwner::from(owner) }
+/// The lock's owner has other images open: whoever breaks the lock puts it on the blocklist, and those die. On the
+/// blocklist already, it is dead whatever it has open; where the blocklist cannot be read nothing is said of the start.
+fn living_owner(image: &Image, owner: &Locker, detail: &str) -> Option<Finding> {
+    let seen = open_elsewhere(image.survey, owner);
+    let blocklist = blocklist_of(image);
+    if seen.is_empty() || blocklist.is_some_and(|list| entry_of(&owner.address, list).is_some()) {
+        return None;
+    }
+    let seen = seen.join(", ");
+    let finding = match blocklist {
+        Some(_) => Finding::new(Code::LockOwnerAlive, format!("{detail}, but {seen}"))
+            .remedy(RemedyKind::Wait, Code::LockOwnerAlive.remedy()),
+        None => {
+            let mut finding = Finding::new(Code::LockStale, detail);
+            finding.remedy.withheld = Some(format!("{seen}; whether it is on the blocklist is not known"));
+            finding
+        }
+    };
+    Some(finding.commands([image.rbd(&["lock", "ls", &image.spec.image])]))
 }
 
 fn stale(image: &Image) -> Option<Finding> {
@@ -135,32 +144,22 @@ fn stale(image: &Image) -> Option<Finding> {
         return None;
     }
     let detail = format!("{} at {} has no watch on the image", owner.client, owner.address);
-    match lives(image, owner) {
-        Life::Nothing => {}
-        Life::Alive(seen) => {
-            let command = image.rbd(&["lock", "ls", &image.spec.image]);
-            let detail = format!("{detail}, but {}", seen.join(", "));
-            let finding = Finding::new(Code::LockOwnerAlive, detail).commands([command]);
-            return Some(finding.remedy(RemedyKind::Wait, Code::LockOwnerAlive.remedy()));
-        }
-        Life::Unsure(seen) => {
-            let why = format!("{}; whether it is on the blocklist is not known", seen.join(", "));
-            let mut finding = image.mend(Finding::new(Code::LockStale, detail), true, vec![change(owner)]);
-            finding.remedy.withhold(why);
+    if !is_to_be_open(image.survey) {
+        if let Some(finding) = living_owner(image, owner, &detail) {
             return Some(finding);
         }
     }
-    if image.by_kernel() && expires(image) {
-        // librbd cannot; krbd sends no time with the entry, and breaks it as it maps.
-        let text = "the kernel breaks the lock when it maps the image";
-        return Some(Finding::new(Code::LockStale, detail).remedy(RemedyKind::None, text));
-    }
-    let change = change(owner);
+    let change = Change::BreakLock { owner: LockOwner::from(owner) };
     let gave_up = image.gave_up(&image.action(change.clone()));
     let refused = [Some(Errno::EACCES as i32), Some(Errno::EPERM as i32)];
     let may_not = caps_of(image).and_then(may_blocklist) == Some(false);
     if may_not || gave_up.is_some_and(|(errno, _)| refused.contains(&errno)) {
         return Some(not_permitted(image, &detail));
+    }
+    if image.by_kernel() && expires(image) {
+        // librbd cannot; krbd sends no time with the entry, and breaks it as it maps.
+        let text = "the kernel breaks the lock when it maps the image";
+        return Some(Finding::new(Code::LockStale, detail).remedy(RemedyKind::None, text));
     }
     Some(image.mend(Finding::new(Code::LockStale, detail), image.settings.change.locks, vec![change]))
 }
