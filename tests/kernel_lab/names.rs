@@ -49,7 +49,8 @@ fn a_device_of_the_disks_name_is_another_image() {
         let report = node.check(vmid);
         let told = finding(&report, "mapping-other-image").to_string();
         assert!(told.contains(&id) && told.contains(&old_id), "{told}");
-        assert_eq!(node.preflight(&format!("check {vmid}")).code, 3);
+        let check = node.preflight(&format!("check {vmid}"));
+        assert_eq!(check.code, 3, "{check:#?}");
         // The command that tells its present name is one.
         let name = told.split('"').find(|text| text.contains("info --image-id")).unwrap();
         assert!(node.must(name).contains(&old.image), "{told}");
