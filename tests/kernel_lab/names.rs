@@ -46,6 +46,8 @@ fn a_device_of_the_disks_name_is_another_image() {
         assert_eq!(node.pve_start(std::slice::from_ref(&new)), [0]);
         assert_eq!(id_at(&node, &new), old_id, "the link leads to the other guest's data");
 
+        // Until nobody can be said to be about to open it.
+        node.must("sleep 11");
         let report = node.check(vmid);
         let told = finding(&report, "mapping-other-image").to_string();
         assert!(told.contains(&id) && told.contains(&old_id), "{told}");
