@@ -138,6 +138,9 @@ fn of_guest(
         world.on_action(|report: &ActionReport| {
             let _ = writeln!(std::io::stdout(), "{}", text::action(report));
         });
+        world.on_wait(|wait| {
+            let _ = writeln!(std::io::stdout(), "{}", text::second_look(wait));
+        });
     }
     let after = act::repair(&mut world, &session.policy)?;
     if !options.manner.json && !options.quiet {
