@@ -32,7 +32,7 @@ fn a_crashed_node_left_its_lock() {
         // That Ceph still took it for alive is told while it is waited for; on a slow machine it no longer did.
         let told = ["lock-dying", "in-use-elsewhere", "has no watch on the image"];
         assert!(told.iter().any(|words| ran.stderr.contains(words)), "{ran:#?}");
-        assert!(ran.took < Duration::from_secs(45), "{ran:#?}\n{said}");
+        assert!(ran.took < Duration::from_secs(110), "{ran:#?}\n{said}");
         node.assert_ready(&disks);
         let text = node.must(&format!(
             "dd if={} bs=4k skip=1 count=1 iflag=direct 2>/dev/null | head -c 15",
@@ -119,9 +119,9 @@ fn a_lock_that_this_nodes_living_client_could_not_give_back() {
         let writer = node.writer(&others[0], "live");
         let told = ["lock-owner-alive", &client, "this node's kernel client", &others[0].image];
         assert_said(&node.hook(vmid), 4, &told);
-        for command in [format!("repair {vmid} --yes"), format!("start {vmid} --yes")] {
+        for (command, code) in [(format!("repair {vmid} --yes"), 4), (format!("start {vmid} --yes"), 3)] {
             let ran = node.preflight(&command);
-            assert!(ran.code == 4 && told.iter().all(|word| ran.stdout.contains(word)), "{ran:#?}");
+            assert!(ran.code == code && told.iter().all(|word| ran.stdout.contains(word)), "{ran:#?}");
         }
         assert!(node.writes(writer), "the other guest writes on");
         assert_eq!(kernel.lock_owner(&disks[0]), Some(client));
