@@ -272,6 +272,9 @@ pub struct Doctor {
 /// `hook`
 #[derive(Debug, Args)]
 pub struct Hook {
+    /// The hookscript that the guest had before, which is called too; the snippet's name says it
+    #[arg(long, value_name = "VOLID", hide = true)]
+    pub earlier: Option<String>,
     /// The guest
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
