@@ -239,6 +239,24 @@ fn guests_of_other_nodes_and_without_rbd_disks_are_skipped_with_a_word() {
     assert_eq!(tree.config(518), "scsi0: ceph:vm-518-disk-0\n");
 }
 
+/// They may come here, and PVE starts no guest whose hookscript is missing.
+#[test]
+fn attaching_all_guests_puts_the_snippet_where_guests_of_other_nodes_ask_for_it_too() {
+    let tree = Tree::new();
+    let names = || -> Vec<String> {
+        let files = std::fs::read_dir(tree.path("/var/lib/vz/snippets")).unwrap().flatten();
+        let mut names: Vec<String> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    tree.guest("pve2/qemu-server/601", &format!("hookscript: {WITH_OLD}\n"));
+    tree.guest("pve2/lxc/602", "hookscript: nas:snippets/rbd-preflight+nas+x\n");
+    tree.good("rbd-preflight", &["attach", "516", "--yes"]);
+    assert_eq!(names(), ["old.sh", "rbd-preflight"]);
+    tree.good("rbd-preflight", &["attach", "--all", "--yes"]);
+    assert_eq!(names(), ["old.sh", "rbd-preflight", "rbd-preflight+local+old.sh"]);
+}
+
 #[test]
 fn other_nodes_without_the_snippet_are_told() {
     let tree = Tree::new();
@@ -457,8 +475,8 @@ fn a_rollback_brings_back_what_the_guest_ran_then() {
     tree.good("qm", &["snapshot", "517", "attached"]);
     tree.good("rbd-preflight", &["detach", "517", "--yes"]);
     tree.good("qm", &["rollback", "517", "attached"]);
-    assert!(tree.config(517).contains(&format!("hookscript: {WITH_OLD}\n")));
     runs("after a detach", &all_phases(517));
+    assert!(tree.config(517).contains(&format!("hookscript: {WITH_OLD}\n")));
     tree.good("qm", &["rollback", "517", "before"]);
     assert!(tree.config(517).starts_with("cores: 2\nhookscript: local:snippets/old.sh\n"));
     runs("from before the attach", &all_phases(517));

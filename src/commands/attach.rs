@@ -27,7 +27,7 @@ pub fn attach(root: &Root, options: &Attach) -> Result<Exit> {
     let here = Here::read(root, &options.guests)?;
     let against = Place::on(&here.storages, &options.storage)?.1;
     let mut work = Work::plan(&here, |facts| attach::attach(facts, &options.storage, &here.extent))?;
-    let places = work.places(&here.storages)?;
+    let places = work.places(&here.storages, &here.asked_elsewhere(&options.storage)?)?;
     let missing = places.iter().filter_map(|place| match place.is_there(root) {
         Ok(true) => None,
         Ok(false) => Some(Ok(place.clone())),
@@ -94,6 +94,17 @@ impl<'a> Here<'a> {
         Ok(Self { root, vmids, others, storages, settings, extent: Extent { node, all: guests.all } })
     }
 
+    /// Where all guests are meant: our snippet's names on this storage that guests of other nodes ask for. They may
+    /// come here, and do not start where the snippet has no file of that name. One that cannot be read asks for none.
+    fn asked_elsewhere(&self, storage: &str) -> Result<Vec<String>> {
+        if !self.extent.all {
+            return Ok(Vec::new());
+        }
+        let others = all_guests(self.root)?.into_iter().filter(|guest| guest.node != self.extent.node);
+        let asked = others.filter_map(|guest| session::guest(self.root, guest.vmid).ok()?.hookscript);
+        Ok(asked.filter(|volid| chain::ours(volid).is_some_and(|ours| ours.storage == storage)).collect())
+    }
+
     fn facts(&self, vmid: u32) -> Result<Facts> {
         let guest = load(self.root, vmid)?.0;
         let storages = guest.disks.iter().map(|disk| &disk.storage);
@@ -141,7 +152,7 @@ impl Work {
     }
 
     /// Where the snippet is to be under the names that the guests ask for, or are to ask for.
-    fn places(&self, storages: &StorageConfig) -> Result<Vec<Place>> {
+    fn places(&self, storages: &StorageConfig, elsewhere: &[String]) -> Result<Vec<Place>> {
         let names = self.guests.iter().filter_map(|(facts, decision)| {
             let has = facts.hookscript.as_ref().map(|script| &script.volid);
             match decision {
@@ -150,7 +161,8 @@ impl Work {
                 Decision::Skip(_) | Decision::Refuse(_) => None,
             }
         });
-        let names: BTreeSet<&String> = names.filter(|volid| chain::ours(volid).is_some()).collect();
+        let names = names.filter(|volid| chain::ours(volid).is_some());
+        let names: BTreeSet<&String> = names.chain(elsewhere).collect();
         names.into_iter().map(|volid| Place::of(storages, volid)).collect()
     }
 
