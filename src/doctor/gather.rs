@@ -43,12 +43,12 @@ const UDEV: [(&str, &[&str]); 2] = [
     ("ceph-rbdnamer-pve", &["/usr/libexec/ceph-rbdnamer-pve"]),
 ];
 
+/// Asks which other nodes have the snippet under some names, of the storages and this node's name.
+type Elsewhere<'a> = dyn Fn(&StorageConfig, &[String], &str) -> Vec<OtherNode> + Sync + 'a;
+
 /// Looks at this node. `elsewhere` asks which other nodes have the snippet under some names, of the storages and this
 /// node's name.
-pub fn gather(
-    root: &Root,
-    elsewhere: &(dyn Fn(&StorageConfig, &[String], &str) -> Vec<OtherNode> + Sync),
-) -> Result<Facts> {
+pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
     let node = node_name(root)?;
     let settings = Settings::load(root).and_then(|settings| {
         settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
