@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How often to look whether a lock is free: short against a start, long against a processor.
 const POLL: Duration = Duration::from_millis(20);
 
+/// A file's name is at most 255 bytes long; a longer one is cut here and ends with a hash of the whole.
+const LONGEST_NAME: usize = 200;
+
 /// An opened directory with mode 0700.
 #[derive(Debug)]
 pub(crate) struct PrivateDir {
@@ -93,6 +96,14 @@ impl PrivateDir {
         }
     }
 
+    /// Removes a file; one that is not there is left at that.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        match nix::unistd::unlinkat(&self.directory, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot remove {}", self.path.join(name).display())),
+        }
+    }
+
     /// Makes new and moved names durable.
     pub(crate) fn sync(&self) -> Result<()> {
         self.directory.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
@@ -107,6 +118,33 @@ impl PrivateDir {
             .map_err(|(_, e)| e)
             .with_context(|| format!("cannot lock {}", self.path.display()))
     }
+}
+
+/// A file's name made of parts: different for different parts, and never one that leaves the directory or is hidden.
+pub(crate) fn file_name(parts: &[String]) -> String {
+    let mut file = parts.iter().map(|part| escaped(part)).collect::<Vec<_>>().join(",");
+    if file.len() > LONGEST_NAME {
+        let hash = fnv1a(file.as_bytes());
+        // Escaped text is ASCII, so it can be cut anywhere.
+        file.truncate(LONGEST_NAME);
+        file.push_str(&format!(",{hash:016x}"));
+    }
+    file
+}
+
+/// Every byte but letters, digits, `-` and `.` as `_` and two hexadecimal digits.
+fn escaped(part: &str) -> String {
+    part.bytes().fold(String::new(), |name, byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' => name + char::from(byte).to_string().as_str(),
+        _ => name + &format!("_{byte:02x}"),
+    })
+}
+
+/// A hash that is the same in every build, unlike the standard library's; two runs of different builds have to agree.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Takes a lock (a `…Nonblock` one), waiting at most `timeout`; then it is `EWOULDBLOCK`.

@@ -3,6 +3,8 @@
 mod clients;
 mod fsids;
 mod gather;
+mod owners;
+mod sightings;
 
 pub use fsids::Fsids;
 pub use gather::{Fleet, Listed, Names, gather, gather_fleet, gather_node, gather_some};
@@ -121,6 +123,25 @@ pub struct DiskFacts {
     pub map_options: Option<Reading<String>>,
     /// Other guests whose configs name the same image.
     pub shared_with: Vec<u32>,
+    /// What speaks for the life of the owner of the image's lock; only looked for where it does not watch the image and
+    /// nothing else tells ([`crate::diagnose::owner`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_owner: Option<OwnerLook>,
+}
+
+/// A look for a client at all images of the pools that guests of this node use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerLook {
+    /// The images that it watches.
+    pub open: Vec<String>,
+    /// How many images were looked at.
+    pub looked_at: usize,
+    /// What could not be looked at, and why.
+    pub unread: Vec<String>,
+    /// How long ago this node first saw it without any watch, in seconds; 0 by the first look.
+    pub unwatched_for: u64,
+    /// How long an OSD keeps the watch of a client that it does not hear of, in seconds (`osd_client_watch_timeout`).
+    pub watch_timeout: u64,
 }
 
 impl Survey {

@@ -6,6 +6,7 @@ use rbd_preflight::action::{Action, Change};
 use rbd_preflight::diagnose::code::Severity;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
+use rbd_preflight::diagnose::owner::not_yet;
 use rbd_preflight::plan::plan;
 use rbd_preflight::policy::{Policy, Scope};
 use rbd_preflight::settings::Settings;
@@ -64,6 +65,8 @@ fn disk(key: &str, access: &str) -> Value {
             "watchers": { "known": [] }, "parents": { "known": [] },
             "mirroring": { "known": null }, "migration": { "known": null },
         } },
+        // Twice looked for; it means something only where a lock has an owner without a watch.
+        "lock_owner": { "open": [], "looked_at": 9, "unread": [], "unwatched_for": 30, "watch_timeout": 30 },
     })
 }
 
@@ -296,6 +299,31 @@ fn a_lock_is_not_broken_while_anything_speaks_for_its_owners_life() {
         let seen = see(&survey);
         assert_eq!(seen.severity("lock-owner-alive"), None, "a guest that runs is not to be started");
         assert_eq!((seen.verdict(), breaks(&survey)), (Verdict::Ready, false));
+    }
+}
+
+/// Nor by one look, or by one that was not whole; the start is not stopped by that.
+#[test]
+fn a_lock_is_not_broken_before_a_second_look_for_its_owner() {
+    let mut survey = healthy();
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock"]);
+    let look = |unwatched_for: u64, unread: &[&str]| json!({ "open": [], "looked_at": 9, "unread": unread, "unwatched_for": unwatched_for, "watch_timeout": 30 });
+    survey["disks"][0]["lock_owner"] = look(0, &[]);
+    let seen = see(&survey);
+    let text = &seen.findings.iter().find(|f| f.code.name() == "lock-stale").unwrap().remedy.text;
+    assert!(
+        text.contains("second look for its owner in 30 s") && text.contains("puts 10.0.0.2:0/77 on"),
+        "{text}"
+    );
+    let fresh: Survey = serde_json::from_value(survey.clone()).unwrap();
+    let held_back: Vec<bool> = seen.actions.iter().map(|action| not_yet(&fresh, action).is_some()).collect();
+    assert!(held_back.len() > 1 && held_back.iter().all(|held| *held), "features too: {:?}", seen.actions);
+    for no_look in [look(90, &["list the images of rbd: (1) EPERM"]), json!(null)] {
+        survey["disks"][0]["lock_owner"] = no_look;
+        let seen = see(&survey);
+        assert_eq!((seen.changes(), exit_code(&seen.findings) as u8), (vec![], 0), "{:?}", seen.findings);
+        assert_eq!(seen.kind("lock-stale"), Some(RemedyKind::Manual));
     }
 }
 

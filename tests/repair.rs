@@ -141,6 +141,37 @@ with rados.Rados(conffile=conf, rados_id="admin") as cluster, cluster.open_ioctx
                 break
 "#;
 
+/// The hook and `repair` leave the lock of an image alone whose owner writes to another one, which it is told by.
+fn assert_owner_is_left_alone(node: &Node, vmid: u32, spec: &str, other: &str) {
+    node.write("/etc/rbd-preflight/config.yaml", "watcher_grace: 3\n");
+    let info = node.lab.rbd_json(&["info", spec]);
+    let mut owner = Command::new("/usr/bin/python3")
+        .args(["-c", TWO_IMAGES])
+        .args([&node.lab.conf(), info["id"].as_str().unwrap(), other])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut to, mut from) =
+        (owner.stdin.take().unwrap(), BufReader::new(owner.stdout.take().unwrap()).lines());
+    assert_eq!(from.next().unwrap().unwrap(), "written");
+    let lock = node.lab.rbd_json(&["lock", "ls", spec]);
+    assert_eq!(lock[0]["id"], "auto 77", "{lock}");
+
+    let hook = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert!(hook.code == 4 && hook.stderr.contains("lock-owner-alive"), "{hook:?}");
+    assert!(hook.stderr.contains("it has ") && hook.stderr.contains(&format!("{other} open")), "{hook:?}");
+    let ran = repair(node, vmid);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert_eq!(node.lab.rbd_json(&["lock", "ls", spec]), lock);
+    // Neither was anything done that would take the lock over on the way.
+    assert_eq!(node.lab.rbd_json(&["info", spec])["features"], info["features"]);
+    to.write_all(b"again\n").unwrap();
+    assert_eq!(from.next().map(Result::unwrap).as_deref(), Some("written"), "it lives on");
+    drop(to);
+    assert!(owner.wait().unwrap().success());
+}
+
 /// Safety rules 2 and 3: breaking the lock would put its owner on the blocklist, and take its other image from it.
 #[test]
 fn a_lock_whose_owner_has_another_image_open_is_left_alone() {
@@ -151,31 +182,46 @@ fn a_lock_whose_owner_has_another_image_open_is_left_alone() {
         &format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"),
         &format!("scsi1: ceph-krbd:{other},size=8M\n"),
     );
-    node.write("/etc/rbd-preflight/config.yaml", "watcher_grace: 3\n");
-    let info = node.lab.rbd_json(&["info", &spec]);
-    let mut owner = Command::new("/usr/bin/python3")
-        .args(["-c", TWO_IMAGES])
-        .args([&node.lab.conf(), info["id"].as_str().unwrap(), &other])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut to, mut from) =
-        (owner.stdin.take().unwrap(), BufReader::new(owner.stdout.take().unwrap()).lines());
-    assert_eq!(from.next().unwrap().unwrap(), "written");
-    let lock = node.lab.rbd_json(&["lock", "ls", &spec]);
-    assert_eq!(lock[0]["id"], "auto 77", "{lock}");
+    assert_owner_is_left_alone(&node, vmid, &spec, &other);
+}
 
-    let hook = node.run(["hook", &vmid.to_string(), "pre-start"]);
-    assert!(hook.code == 4 && hook.stderr.contains("lock-owner-alive"), "{hook:?}");
-    assert!(hook.stderr.contains(&format!("it has ceph-krbd:{other} open")), "{hook:?}");
-    let ran = repair(&node, vmid);
-    assert_eq!(ran.code, 4, "{ran:?}");
-    assert_eq!(node.lab.rbd_json(&["lock", "ls", &spec]), lock);
-    to.write_all(b"again\n").unwrap();
-    assert_eq!(from.next().map(Result::unwrap).as_deref(), Some("written"), "it lives on");
-    drop(to);
-    assert!(owner.wait().unwrap().success());
+/// The same of an image that the guest has nothing to do with, where features are to be changed too.
+#[test]
+fn a_lock_whose_owner_has_another_guests_image_open_is_left_alone() {
+    let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock");
+    let other = format!("vm-{vmid}0-disk-0");
+    node.image(&format!("rbd/{other}"), DEFAULT);
+    assert_owner_is_left_alone(&node, vmid, &spec, &other);
+}
+
+/// A client that is not heard of for a while loses its watch and not its life: it has the watch back by the second look.
+#[test]
+fn a_lock_whose_owner_comes_back_is_left_alone() {
+    let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    node.write("/etc/rbd-preflight/config.yaml", "watcher_grace: 3\n");
+    let writer = node.lab.writer(&spec);
+    let status = node.lab.rbd_json(&["status", &spec]);
+    let address = status["watchers"][0]["address"].as_str().unwrap().to_owned();
+    writer.signal("STOP");
+    let unwatched = || node.lab.rbd_json(&["status", &spec])["watchers"] == serde_json::json!([]);
+    wait_until("the writer's watch is dropped", Duration::from_secs(90), unwatched);
+    let hook = std::thread::scope(|scope| {
+        let hook = scope.spawn(|| node.run(["hook", &vmid.to_string(), "pre-start"]));
+        let seen = || {
+            std::fs::read_dir(node.path("/run/rbd-preflight")).is_ok_and(|mut files| {
+                files.any(|file| file.unwrap().file_name().to_string_lossy().starts_with("unwatched"))
+            })
+        };
+        wait_until("the hook has looked for the owner", Duration::from_secs(60), seen);
+        writer.signal("CONT");
+        hook.join().unwrap()
+    });
+    assert_eq!(hook.code, 4, "{hook:?}");
+    assert!(hook.stderr.contains("looking for the owner of the lock once more"), "{hook:?}");
+    assert!(hook.stderr.contains("in-use-elsewhere") && !hook.stderr.contains(": done: break"), "{hook:?}");
+    let blocklist = node.lab.ceph(&["osd", "blocklist", "ls", "-f", "json"]);
+    assert!(!blocklist.contains(&address), "{address}: {blocklist}");
+    assert!(writer.alive());
 }
 
 #[test]

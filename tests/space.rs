@@ -28,7 +28,7 @@ use rbd_preflight::reading::Reading;
 use rbd_preflight::survey::Survey;
 use rbd_preflight::verdict::{Verdict, verdict};
 use serde_json::json;
-use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, State, Watchers};
+use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, Owner, State, Watchers};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CONTEXTS: [Context; 6] = [
@@ -50,6 +50,9 @@ const MAPPED: [Mapped; 6] =
 /// watch decides.
 const ODDLY_MAPPED: [Mapped; 5] =
     [Mapped::NoId, Mapped::ReadOnly, Mapped::Held, Mapped::Stranger, Mapped::StrangerAndBusy];
+
+/// What else than `Gone` is known of the owner of a lock that does not watch the image.
+const LIVES: [Owner; 4] = [Owner::FirstLook, Owner::Elsewhere, Owner::Unknown, Owner::NotLooked];
 
 /// Each state once with each value.
 fn vary<T: Copy>(states: &[State], values: &[T], set: impl Fn(&mut State, T)) -> Vec<State> {
@@ -94,6 +97,7 @@ fn images() -> Vec<State> {
         map: Map::Valid,
         locker: Locker::Nobody,
         watchers: Nobody,
+        owner: Owner::Gone,
         caps: Caps::May,
         mirror: Mirror::No,
         migration: Migration::No,
@@ -120,6 +124,7 @@ fn images() -> Vec<State> {
         watched(Locker::ByHand, &any),
         watched(Locker::Unknown, &any),
         vary(&may_break, &[Caps::MayNot, Caps::UnreadMay, Caps::UnreadMayNot], |s, caps| s.caps = caps),
+        vary(&may_break, &LIVES, |s, owner| s.owner = owner),
         dead,
     ]
     .concat()

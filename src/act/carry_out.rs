@@ -7,6 +7,7 @@ use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageFacts, ImageReading, Locker, Spec};
 use crate::ceph::lock::{NotBroken, break_stale_lock};
 use crate::clock::now;
+use crate::diagnose::owner;
 use crate::journal::{Intent, Journal, RunId};
 use crate::kernel::kmsg::{self, LogLine};
 use crate::kernel::messages::{self, About};
@@ -122,6 +123,9 @@ impl Hands<'_> {
         look: &dyn Fn() -> Result<Survey>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> ActionResult {
+        if let Some(why) = owner::not_yet(survey, action) {
+            return withheld(why);
+        }
         let journal = Journal::open(self.root);
         let begun = Instant::now();
         let intent = self.intent(survey, action);

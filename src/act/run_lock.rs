@@ -2,7 +2,7 @@
 //! the kernel frees when its process ends, however it ends. The files stay; an unlocked one means nothing.
 
 use crate::ceph::identity::ImageIdentity;
-use crate::private_dir::{PrivateDir, lock_within};
+use crate::private_dir::{PrivateDir, file_name, lock_within};
 use crate::root::Root;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -15,9 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Where the lock files are.
 pub const DIRECTORY: &str = "/run/rbd-preflight";
-
-/// A file's name is at most 255 bytes long; a longer one is cut here and ends with a hash of the whole.
-const LONGEST_NAME: usize = 200;
 
 /// What is locked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,16 +67,8 @@ impl Name {
         Self { parts: vec!["other".into(), name.into()] }
     }
 
-    /// The file's name: different for different names, and never one that leaves the directory or is hidden.
     fn file(&self) -> String {
-        let mut file = self.parts.iter().map(|part| escaped(part)).collect::<Vec<_>>().join(",");
-        if file.len() > LONGEST_NAME {
-            let hash = fnv1a(file.as_bytes());
-            // Escaped text is ASCII, so it can be cut anywhere.
-            file.truncate(LONGEST_NAME);
-            file.push_str(&format!(",{hash:016x}"));
-        }
-        file
+        file_name(&self.parts)
     }
 }
 
@@ -88,21 +77,6 @@ impl fmt::Display for Name {
         let parts = self.parts.iter().filter(|part| !part.is_empty());
         f.write_str(&parts.map(|part| part.escape_debug().to_string()).collect::<Vec<_>>().join(" "))
     }
-}
-
-/// Every byte but letters, digits, `-` and `.` as `_` and two hexadecimal digits.
-fn escaped(part: &str) -> String {
-    part.bytes().fold(String::new(), |name, byte| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' => name + char::from(byte).to_string().as_str(),
-        _ => name + &format!("_{byte:02x}"),
-    })
-}
-
-/// A hash that is the same in every build, unlike the standard library's; two runs of different builds have to agree.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl RunLock {

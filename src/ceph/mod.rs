@@ -25,3 +25,4 @@ pub mod map_options;
 pub mod monitors;
 pub mod read;
 pub mod sharing;
+pub mod watches;

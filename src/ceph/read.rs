@@ -243,14 +243,21 @@ fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, want
         let namespace = namespace.as_deref();
         pools.entry((pool, namespace)).or_insert_with(|| cluster.pool(pool, namespace));
     }
+    side_by_side(specs, wanted, |index, spec| {
+        read_image(&pools, spec, |reading| {
+            let _ = tell.send(News::Image(index, reading));
+        });
+    });
+}
+
+/// Does something with each of some images, with a number of readers at a time.
+pub(crate) fn side_by_side(specs: &[Spec], wanted: &Wanted, with: impl Fn(usize, &Spec) + Sync) {
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..READERS.min(specs.len()) {
             scope.spawn(|| {
                 while let Some((index, spec)) = take(&next, specs).filter(|_| wanted.still()) {
-                    read_image(&pools, spec, |reading| {
-                        let _ = tell.send(News::Image(index, reading));
-                    });
+                    with(index, spec);
                 }
             });
         }

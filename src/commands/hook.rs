@@ -146,6 +146,7 @@ fn post_stop(mut session: Session, call: &Call) -> Exit {
     let mut world = RealWorld::new(&session, Some(limit));
     world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
     world.on_action(tell_action);
+    world.on_wait(|wait| say(&text::second_look(wait)));
     if let Err(error) = act::repair(&mut world, &session.policy) {
         say(&format!("could not look at the guest after its stop: {error:#}"));
     }
@@ -167,6 +168,7 @@ fn pre_start(mut session: Session, call: &Call) -> Result<Exit> {
     let mut world = RealWorld::new(session, Some(settings.deadline));
     world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
     world.on_action(tell_action);
+    world.on_wait(|wait| say(&text::second_look(wait)));
     let mut pause = PAUSES.0;
     let mut looks = 0;
     let mut waits: Option<(Waiting, Instant)> = None;

@@ -219,6 +219,9 @@ fn of_guest(
         world.on_action(|report: &ActionReport| {
             let _ = writeln!(std::io::stdout(), "{}", text::action(report));
         });
+        world.on_wait(|wait| {
+            let _ = writeln!(std::io::stdout(), "{}", text::second_look(wait));
+        });
     }
     let after = act::repair(&mut world, &session.policy)?;
     bounds.spend(&after.actions);

@@ -106,6 +106,7 @@ fn repair(session: &Session, options: &Start, deadline: Instant) -> Result<Guest
     let left = deadline.saturating_duration_since(Instant::now());
     let mut world = RealWorld::new(session, Some(left));
     world.on_action(|action| tell(options, &text::action(action)));
+    world.on_wait(|wait| tell(options, &text::second_look(wait)));
     let report = act::repair(&mut world, &session.policy)?;
     for finding in report.findings.iter().filter(|f| f.severity > crate::diagnose::code::Severity::Note) {
         text::finding(finding).lines().for_each(|line| tell(options, line));

@@ -42,6 +42,9 @@ pub fn run(root: &Root, options: &cli::Undo) -> Result<Exit> {
     world.on_action(|report: &ActionReport| {
         let _ = writeln!(std::io::stdout(), "{}", text::action(report));
     });
+    world.on_wait(|wait| {
+        let _ = writeln!(std::io::stdout(), "{}", text::second_look(wait));
+    });
     let (after, done) = act::once(&mut world, &undo)?;
     let name = world.run().clone();
     let made = done.iter().any(ActionReport::done);

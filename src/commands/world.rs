@@ -4,10 +4,12 @@ use crate::act::World;
 use crate::act::carry_out::Hands;
 use crate::act::rule::{Mend, Rule};
 use crate::action::{Action, ActionReport};
+use crate::ceph::image::Spec;
 use crate::clock::{self, now};
 use crate::commands::session::Session;
 use crate::diagnose::budget;
 use crate::diagnose::finding::Finding;
+use crate::diagnose::owner::{self, Life};
 use crate::journal::RunId;
 use crate::process::System;
 use crate::survey::Survey;
@@ -25,6 +27,9 @@ const AFTER_MAPS: Duration = Duration::from_secs(30);
 
 /// What is kept of the time for the last look, after which nothing is changed any more; a quarter where there is little.
 const LAST_LOOK: Duration = Duration::from_secs(12);
+
+/// A second look is taken a little later than it may be: what was seen is counted in whole seconds.
+const CLOCKS: Duration = Duration::from_millis(1100);
 
 /// What is begun has at least this long.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -48,8 +53,11 @@ pub struct RealWorld<'a> {
     deadline: Option<Instant>,
     /// The last look, while no image was changed since.
     seen: Option<Seen>,
+    /// Images with a lock whose owner can be told to be dead from then on.
+    due: Vec<(Spec, Instant)>,
     on_action: Box<dyn FnMut(&ActionReport) + 'a>,
     on_finding: Box<dyn FnMut(&Finding) + 'a>,
+    on_wait: Box<dyn FnMut(Duration) + 'a>,
 }
 
 impl<'a> RealWorld<'a> {
@@ -63,8 +71,10 @@ impl<'a> RealWorld<'a> {
             end: limit.map(|limit| begun + limit),
             deadline: limit.map(|limit| begun + limit - LAST_LOOK.min(limit / 4)),
             seen: None,
+            due: Vec::new(),
             on_action: Box::new(|_| ()),
             on_finding: Box::new(|_| ()),
+            on_wait: Box::new(|_| ()),
         }
     }
 
@@ -88,6 +98,23 @@ impl<'a> RealWorld<'a> {
         self.on_finding = Box::new(tell);
     }
 
+    /// Calls `tell` before a wait for a second look at the owner of a lock, with how long it takes.
+    pub fn on_wait(&mut self, tell: impl FnMut(Duration) + 'a) {
+        self.on_wait = Box::new(tell);
+    }
+
+    /// Waits until the owner of a lock that a change would take over can be told to be dead, if there is time for that.
+    fn await_second_look(&mut self, batch: &[Action]) {
+        let due = self.due.iter().filter(|(spec, _)| batch.iter().any(|action| action.target.spec == *spec));
+        let Some(due) = due.map(|(_, at)| *at).max() else { return };
+        let wait = due.saturating_duration_since(Instant::now());
+        if wait.is_zero() || self.deadline.is_some_and(|end| due + SHORTEST > end) {
+            return;
+        }
+        (self.on_wait)(wait);
+        std::thread::sleep(wait);
+    }
+
     /// The time left of `limit`.
     fn left(&self, limit: Duration) -> Duration {
         left(self.deadline, limit)
@@ -97,6 +124,14 @@ impl<'a> RealWorld<'a> {
 /// The time that is left of `limit` until a deadline.
 fn left(deadline: Option<Instant>, limit: Duration) -> Duration {
     deadline.map_or(limit, |end| limit.min(end.saturating_duration_since(Instant::now())))
+}
+
+/// The images whose locks' owners are to be looked for once more, and after how long.
+fn due(survey: &Survey) -> impl Iterator<Item = (Spec, Duration)> {
+    survey.disks.iter().filter_map(|disk| match owner::life(survey, disk)? {
+        Life::NotYet(seconds) => Some((disk.spec()?, Duration::from_secs(seconds))),
+        _ => None,
+    })
 }
 
 /// The guest as it was seen, with what its node says now; `None` if that does not do.
@@ -115,11 +150,14 @@ impl World for RealWorld<'_> {
             }
         }
         let survey = self.session.observe(left(self.end, self.session.policy.settings.check_deadline))?;
-        self.seen = Some(Seen { at: Instant::now(), survey: survey.clone(), only_mapped: false });
+        let at = Instant::now();
+        self.due = due(&survey).map(|(spec, wait)| (spec, at + wait + CLOCKS)).collect();
+        self.seen = Some(Seen { at, survey: survey.clone(), only_mapped: false });
         Ok(survey)
     }
 
     fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport> {
+        self.await_second_look(batch);
         let settings = &self.session.policy.settings;
         let long = batch.iter().any(Action::may_take_long);
         let limit = if long { crate::act::REBUILD_LIMIT } else { settings.command_timeout };

@@ -5,7 +5,7 @@ use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::{cluster, features, gate, known};
+use crate::diagnose::{cluster, features, gate, known, owner};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
@@ -51,7 +51,10 @@ impl<'a> Image<'a> {
         let storage = survey.storages.get(&disk.disk.storage)?;
         let mapped = survey.mapped(disk);
         let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
-        let forbidden = guest_forbidden.clone().or_else(|| gate::image_forbids(&spec, facts, &mapped));
+        let forbidden = guest_forbidden
+            .clone()
+            .or_else(|| gate::image_forbids(&spec, facts, &mapped))
+            .or_else(|| owner::forbids(survey, disk));
         let target = Target {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
@@ -99,8 +102,11 @@ impl<'a> Image<'a> {
             watchers.retain(|watcher| !own.contains(&watcher.address.as_str()));
         }
         let mapped = Reading::Known(Vec::new());
-        let forbidden =
-            self.guest_forbidden.clone().or_else(|| gate::image_forbids(&self.spec, &facts, &mapped));
+        let forbidden = self
+            .guest_forbidden
+            .clone()
+            .or_else(|| gate::image_forbids(&self.spec, &facts, &mapped))
+            .or_else(|| owner::forbids(self.survey, self.disk));
         let unmapped = Image {
             facts: &facts,
             mapped,

@@ -1,19 +1,20 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
 use crate::action::{Change, LockOwner};
-use crate::ceph::alive::{same_client, watcher_of};
+use crate::ceph::alive::watcher_of;
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, ImageReading, Locker, Watcher};
+use crate::ceph::image::{Locker, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::gate::external_locker;
 use crate::diagnose::image::Image;
+use crate::diagnose::owner::{Life, is_to_be_open, life, unwatching};
 use crate::kernel::Mapping;
 use crate::kernel::blocklist::entry_of;
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
+use crate::survey::DiskFacts;
 use nix::errno::Errno;
 
 /// Findings about the image's users and its lock.
@@ -26,11 +27,6 @@ pub fn findings(image: &Image) -> Vec<Finding> {
         }
     }
     findings
-}
-
-/// A guest that runs, or that another node owns, is expected to have its images open.
-fn is_to_be_open(survey: &Survey) -> bool {
-    survey.guest.node != survey.node.name || survey.node.running == Reading::Known(true)
 }
 
 /// Somebody else has the image open.
@@ -78,76 +74,22 @@ fn external(image: &Image, locker: &Locker) -> Finding {
     if needs_lock { finding } else { finding.severity(Severity::Warning) }
 }
 
-/// The owner of a lock whose watch is gone, if the image is such a one.
-fn dead_owner(facts: &ImageFacts) -> Option<&Locker> {
-    let (lock, watchers) = (facts.lock.known()?, facts.watchers.known()?);
-    if external_locker(lock).is_some() {
-        return None;
-    }
-    lock.lockers.iter().find(|locker| watcher_of(locker, watchers).is_none())
-}
-
 /// Whether the disk's image has a lock that will have to be broken at the start.
 pub fn is_stale(disk: &DiskFacts) -> bool {
-    match &disk.reading {
-        Some(ImageReading::Found(facts)) => dead_owner(facts).is_some(),
-        _ => false,
-    }
-}
-
-/// What a client has open that does not watch this image: it has many images, and all of a node's kernel mappings may
-/// share one client.
-fn open_elsewhere(survey: &Survey, owner: &Locker) -> Vec<String> {
-    let mappings = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
-    let here =
-        mappings.filter(|mapping| same_client(&mapping.client_address, &owner.address)).map(|mapping| {
-            format!(
-                "it is this node's kernel client and has {} mapped at /dev/rbd{}",
-                mapping.image, mapping.id
-            )
-        });
-    let watching = survey.disks.iter().filter_map(|disk| match &disk.reading {
-        Some(ImageReading::Found(facts)) => {
-            let mut watchers = facts.watchers.known()?.iter();
-            let watches = watchers.any(|watcher| same_client(&watcher.address, &owner.address));
-            watches.then(|| format!("it has {} open", disk.disk.volid))
-        }
-        _ => None,
-    });
-    here.chain(watching).collect()
-}
-
-/// The lock's owner has other images open: whoever breaks the lock puts it on the blocklist, and those die. On the
-/// blocklist already, it is dead whatever it has open; where the blocklist cannot be read nothing is said of the start.
-fn living_owner(image: &Image, owner: &Locker, detail: &str) -> Option<Finding> {
-    let seen = open_elsewhere(image.survey, owner);
-    let blocklist = blocklist_of(image);
-    if seen.is_empty() || blocklist.is_some_and(|list| entry_of(&owner.address, list).is_some()) {
-        return None;
-    }
-    let seen = seen.join(", ");
-    let finding = match blocklist {
-        Some(_) => Finding::new(Code::LockOwnerAlive, format!("{detail}, but {seen}"))
-            .remedy(RemedyKind::Wait, Code::LockOwnerAlive.remedy()),
-        None => {
-            let mut finding = Finding::new(Code::LockStale, detail);
-            finding.remedy.withheld = Some(format!("{seen}; whether it is on the blocklist is not known"));
-            finding
-        }
-    };
-    Some(finding.commands([image.rbd(&["lock", "ls", &image.spec.image])]))
+    unwatching(disk).is_some()
 }
 
 fn stale(image: &Image) -> Option<Finding> {
-    let owner = dead_owner(image.facts)?;
+    let owner = unwatching(image.disk)?;
     if !image.facts.features.contains(Features::EXCLUSIVE_LOCK) {
         return None;
     }
     let detail = format!("{} at {} has no watch on the image", owner.client, owner.address);
-    if !is_to_be_open(image.survey) {
-        if let Some(finding) = living_owner(image, owner, &detail) {
-            return Some(finding);
-        }
+    let life = if is_to_be_open(image.survey) { None } else { life(image.survey, image.disk) };
+    if let Some(Life::Alive(open)) = &life {
+        let finding = Finding::new(Code::LockOwnerAlive, format!("{detail}, but {}", open.join(", ")))
+            .remedy(RemedyKind::Wait, Code::LockOwnerAlive.remedy());
+        return Some(finding.commands([image.rbd(&["lock", "ls", &image.spec.image])]));
     }
     let change = Change::BreakLock { owner: LockOwner::from(owner) };
     let gave_up = image.gave_up(&image.action(change.clone()));
@@ -156,12 +98,36 @@ fn stale(image: &Image) -> Option<Finding> {
     if may_not || gave_up.is_some_and(|(errno, _)| refused.contains(&errno)) {
         return Some(not_permitted(image, &detail));
     }
+    if let Some(Life::Unknown(why)) = life {
+        let mut finding = Finding::new(Code::LockStale, detail);
+        finding.remedy.withheld = Some(format!("it may live: {why}"));
+        return Some(finding.commands([image.rbd(&["lock", "ls", &image.spec.image])]));
+    }
     if image.by_kernel() && expires(image) {
         // librbd cannot; krbd sends no time with the entry, and breaks it as it maps.
         let text = "the kernel breaks the lock when it maps the image";
         return Some(Finding::new(Code::LockStale, detail).remedy(RemedyKind::None, text));
     }
-    Some(image.mend(Finding::new(Code::LockStale, detail), image.settings.change.locks, vec![change]))
+    let finding =
+        Finding::new(Code::LockStale, detail).remedy(RemedyKind::Manual, what_it_does(owner, life.as_ref()));
+    Some(image.mend(finding, image.settings.change.locks, vec![change]))
+}
+
+/// What taking the lock over does, and when it can be done.
+fn what_it_does(owner: &Locker, life: Option<&Life>) -> String {
+    let fence = format!(
+        "librbd puts {} on the OSD blocklist first, for an hour unless `mon_osd_blocklist_default_expire` says otherwise",
+        owner.address
+    );
+    match life {
+        Some(Life::Fenced) => {
+            "let librbd break the lock; its owner is on the OSD blocklist already".to_owned()
+        }
+        Some(Life::NotYet(seconds)) => {
+            format!("let librbd break the lock, after a second look for its owner in {seconds} s; {fence}")
+        }
+        _ => format!("let librbd break the lock; {fence}"),
+    }
 }
 
 /// `rbd_blocklist_expire_seconds` is set for the image's cluster.

@@ -15,6 +15,7 @@ pub mod lock;
 mod map_failure;
 mod mapping;
 pub mod orphans;
+pub mod owner;
 mod parents;
 mod rbd_words;
 mod sharing;

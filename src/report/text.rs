@@ -9,6 +9,7 @@ use crate::report::{GuestReport, coloured, plain};
 use crate::survey::DiskFacts;
 use crate::verdict::Verdict;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// How much of a report to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +120,11 @@ pub fn action(report: &ActionReport) -> String {
         ActionResult::Failed { message, .. } => format!("FAILED: {what}: {message}"),
         ActionResult::Withheld { why } | ActionResult::Busy { why } => format!("not done: {what}: {why}"),
     })
+}
+
+/// That a change waits for the second look at the owner of a lock.
+pub fn second_look(wait: Duration) -> String {
+    format!("looking for the owner of the lock once more, in {} s", wait.as_secs_f32().ceil())
 }
 
 fn seconds(ms: u64) -> String {

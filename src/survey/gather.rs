@@ -19,7 +19,7 @@ use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::fsids::Fsids;
-use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients};
+use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients, owners};
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
 use std::cell::OnceCell;
@@ -176,6 +176,7 @@ impl Look<'_> {
         let named = Named { index: self.index, fsids: &fsids };
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
+        owners::look(root, self.config, &fsids, &mut surveys, self.limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
             share_out(&named, survey);
@@ -198,6 +199,7 @@ impl Look<'_> {
             reading: None,
             linked_device: None,
             map_options: None,
+            lock_owner: None,
         });
         disks.collect()
     }

@@ -181,6 +181,13 @@ impl Writer {
         self.run("alive")
     }
 
+    /// Sends it a signal: `STOP`, and it is not heard of until `CONT`.
+    pub fn signal(&self, signal: &str) {
+        let pid = std::fs::read_to_string(&self.pid_file).unwrap();
+        let pid = pid.split_whitespace().next().unwrap().to_owned();
+        succeed(Command::new("kill").args([&format!("-{signal}"), &pid]));
+    }
+
     /// Closes the image properly.
     pub fn stop(self) {
         assert!(self.run("stop"), "the writer did not stop");

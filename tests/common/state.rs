@@ -6,7 +6,7 @@ use rbd_preflight::action::{Action, ActionReport, ActionResult, Change};
 use rbd_preflight::ceph::caps::Caps as Granted;
 use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{
-    Flags, ImageFacts, ImageReading, Lock, Locker as Owner, Mirroring, Watcher,
+    Flags, ImageFacts, ImageReading, Lock, Locker as LockOwner, Mirroring, Watcher,
 };
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::holders::{Holder, Process};
@@ -14,7 +14,7 @@ use rbd_preflight::policy::{Policy, Scope};
 use rbd_preflight::pve::guest::Access;
 use rbd_preflight::reading::{Failure, Reading};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::{MappingUsers, Survey};
+use rbd_preflight::survey::{MappingUsers, OwnerLook, Survey};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -49,6 +49,21 @@ pub enum Caps {
     UnreadMay,
     /// It may not, and its caps could not be read.
     UnreadMayNot,
+}
+
+/// What is known of the life of a lock's owner that does not watch the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Nothing that was read speaks for its life, and a second look will find the same.
+    FirstLook,
+    /// Nothing speaks for its life, twice and far enough apart.
+    Gone,
+    /// It has another guest's image open.
+    Elsewhere,
+    /// Not all images could be looked at.
+    Unknown,
+    /// Nobody has looked.
+    NotLooked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +163,7 @@ pub struct State {
     pub map: Map,
     pub locker: Locker,
     pub watchers: Watchers,
+    pub owner: Owner,
     pub caps: Caps,
     pub mirror: Mirror,
     pub migration: Migration,
@@ -216,8 +232,8 @@ fn watcher((address, client): (&str, u64)) -> Watcher {
 }
 
 /// The owner of a lock that is `client`'s by its watch; any other has no watch.
-fn owner((address, client): (&str, u64), cookie: &str) -> Owner {
-    Owner { client: format!("client.{client}"), cookie: cookie.into(), address: address.into() }
+fn owner((address, client): (&str, u64), cookie: &str) -> LockOwner {
+    LockOwner { client: format!("client.{client}"), cookie: cookie.into(), address: address.into() }
 }
 
 fn mapping(id: u32, image: &str, client: (&str, u64), options: &str) -> Mapping {
@@ -274,9 +290,24 @@ impl State {
         survey.storages.get_mut("ceph").unwrap().caps = self.caps_read();
         survey.disks[0].disk.access = if self.krbd { Access::Krbd } else { Access::Librbd };
         survey.disks[0].disk.before_hook = self.before_hook;
+        survey.disks[0].lock_owner = self.owner_look();
         let Some(ImageReading::Found(facts)) = &mut survey.disks[0].reading else { panic!() };
         self.paint_image(facts);
         survey
+    }
+
+    fn owner_look(&self) -> Option<OwnerLook> {
+        let words = |there: bool, word: &str| if there { vec![word.to_owned()] } else { Vec::new() };
+        (self.owner != Owner::NotLooked).then(|| OwnerLook {
+            open: words(self.owner == Owner::Elsewhere, "rbd/vm-600-disk-0"),
+            looked_at: 2,
+            unread: words(
+                self.owner == Owner::Unknown,
+                "list the images of rbd: (1) Operation not permitted",
+            ),
+            unwatched_for: if self.owner == Owner::Gone { 30 } else { 0 },
+            watch_timeout: 30,
+        })
     }
 
     fn paint_guest(&self, survey: &mut Survey) {
@@ -477,6 +508,11 @@ impl State {
         self.watchers == Watchers::Nobody && matches!(self.locker, Locker::Nobody | Locker::Dead)
     }
 
+    /// By two looks, of which the second may be still to come.
+    fn owner_is_gone(&self) -> bool {
+        matches!(self.owner, Owner::Gone | Owner::FirstLook)
+    }
+
     /// What the rules of the design say of a change in this state; the reason if it is forbidden.
     pub fn breaks_a_rule(&self, change: &Change) -> Option<&'static str> {
         let rule = |broken: bool, name: &'static str| broken.then_some(name);
@@ -515,6 +551,10 @@ impl State {
             .or(rule(!self.guest_allows(), "rule 5: a guest that is not ours to change"))
             .or(rule(on_image && !self.idle(), "rule 1 or 6: an image that somebody uses, or may use"))
             .or(rule(is_break && self.locker != Locker::Dead, "rule 2: a live lock"))
+            .or(rule(
+                on_image && self.locker == Locker::Dead && !self.owner_is_gone(),
+                "rule 2: a client that may live",
+            ))
             .or(rule(on_image && (self.migration != Migration::No || !self.mirror_allows()), "rule 4"))
             .or(rule(
                 named.contains(Features::JOURNALING) && self.mirror != Mirror::No,
@@ -606,6 +646,7 @@ impl State {
             && self.guest_allows()
             && let_go.mapped == Mapped::No
             && let_go.idle()
+            && (let_go.locker != Locker::Dead || self.owner_is_gone())
             && !lock_stops
             && self.mirror_allows()
             && self.migration == Migration::No
