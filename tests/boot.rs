@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::node::{Node, Ran, new_vmid};
+use common::node::{DEFAULT, Node, Ran, new_vmid};
 use common::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -188,6 +188,28 @@ fn object_maps_that_take_too_long_are_left_to_the_hook() {
     let ran = Ran::of(boot_command(&node));
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(specs.iter().all(|spec| node.flags(spec).is_empty()), "what fits is rebuilt: {ran:?}");
+}
+
+/// All guests would wait until the owner of one guest's lock can be told to be dead; its own hook waits for that too.
+#[test]
+fn a_lock_of_which_it_is_not_known_yet_whether_its_owner_is_dead_is_left_to_the_hook() {
+    let node = Node::new();
+    let vmid = new_vmid();
+    let spec = format!("rbd/vm-{vmid}-disk-0");
+    node.image(&spec, DEFAULT);
+    node.vm(vmid, &format!("onboot: 1\nscsi0: ceph-librbd:vm-{vmid}-disk-0\n"));
+    has_quorum_already(&node);
+    node.lab.writer(&spec).kill();
+    let status = || node.lab.rbd_json(&["status", &spec]);
+    wait_until("the dead writer's watch goes", SOON, || status()["watchers"] == serde_json::json!([]));
+    let locks = || node.lab.rbd_json(&["lock", "ls", &spec]);
+    let lock = locks();
+    let ran = Ran::of(boot_command(&node));
+    assert!(ran.stdout.contains("the next start does it"), "{ran:?}");
+    assert_eq!(locks(), lock, "{ran:?}");
+    // What it has seen counts for the hook, and for a later repair.
+    let gone = || Ran::of(boot_command(&node)).code == 0 && locks() == serde_json::json!([]);
+    wait_until("the lock is broken by a later look", 2 * SOON, gone);
 }
 
 fn has_quorum_already(node: &Node) {

@@ -102,6 +102,7 @@ impl Bounds {
         if !self.boot {
             return self.left();
         }
+        policy.at_boot = true;
         let usual = policy.settings.deadline;
         let limit = self.left().map_or(usual, |left| left.min(usual));
         let rebuilds = policy.settings.rebuild_deadline.min(limit / REBUILD_SHARE);
