@@ -18,6 +18,10 @@ use crate::survey::{DiskFacts, StorageFacts, Survey};
 use crate::when;
 use nix::errno::Errno;
 
+/// Why a change is left for later at boot.
+const AT_BOOT: &str = "the guest's hook, or a later repair, does it: whether the owner of its lock is dead takes a second \
+     look, and at boot all guests would wait for that";
+
 /// An image that was read, with all that decides about it.
 pub struct Image<'a> {
     /// The whole survey.
@@ -168,9 +172,10 @@ impl<'a> Image<'a> {
         let is_rebuild = |action: &Action| matches!(action.change, Change::RebuildObjectMap { .. });
         let later =
             self.scope == Scope::AfterStop && !self.disk.disk.before_hook && !actions.iter().all(is_rebuild);
-        let later = later || self.is_for_the_hook(actions);
         let by_scope = || later.then(|| "the next start does it".to_owned());
-        self.forbidden.clone().or_else(by_settings).or_else(by_scope).or_else(by_failure)
+        let by_boot = || self.is_for_the_hook(actions).then(|| AT_BOOT.to_owned());
+        let reasons = self.forbidden.clone().or_else(by_settings).or_else(by_scope);
+        reasons.or_else(by_boot).or_else(by_failure)
     }
 
     /// At boot all guests would wait for a second look at the owner of its lock. The hook of its own guest can, except for

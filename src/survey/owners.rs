@@ -21,7 +21,7 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Looks for the owners of locks of which nothing else says whether they live. Nothing is asked for longer than `limit`.
 pub fn look(root: &Root, config: &StorageConfig, fsids: &Fsids, surveys: &mut [Survey], limit: Duration) {
-    let wanted: BTreeSet<String> = surveys.iter().flat_map(|survey| clusters_of_interest(survey)).collect();
+    let wanted: BTreeSet<String> = surveys.iter().flat_map(clusters_of_interest).collect();
     let begun = clock::since_boot();
     let seen: BTreeMap<String, Seen> = wanted
         .into_iter()
