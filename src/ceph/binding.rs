@@ -601,6 +601,20 @@ impl Pool {
     /// # Errors
     /// The method's errno; 95 if the OSD does not know the method.
     pub fn class_call(&self, object: &str, method: &str, input: &[u8]) -> Result<Vec<u8>, Errno> {
+        self.class_method(c"rbd", object, method, input)
+    }
+
+    /// The same of any class.
+    ///
+    /// # Errors
+    /// The method's errno; 95 if the OSD does not know the class or the method; 34 if the answer has more than 4 KiB.
+    pub fn class_method(
+        &self,
+        class: &CStr,
+        object: &str,
+        method: &str,
+        input: &[u8],
+    ) -> Result<Vec<u8>, Errno> {
         let (object, method) = (c_text(object)?, c_text(method)?);
         let mut buffer = vec![0_u8; 4096];
         // SAFETY: the io context is live; input and output are given with their lengths.
@@ -608,7 +622,7 @@ impl Pool {
             (self.cluster.rados.rados_exec)(
                 self.io,
                 object.as_ptr(),
-                c"rbd".as_ptr(),
+                class.as_ptr(),
                 method.as_ptr(),
                 input.as_ptr().cast(),
                 input.len(),

@@ -17,20 +17,25 @@ const ERANGE: i32 = 34;
 /// # Errors
 /// What was tried, and Ceph's errno; 22 for an answer that is not understood.
 pub fn image_names(pool: &Pool) -> Result<Vec<String>, Failure> {
+    Ok(images(pool)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The same, each with its id.
+pub fn images(pool: &Pool) -> Result<Vec<(String, String)>, Failure> {
     let failure = |errno| Failure::errno("list the images of a pool", errno);
-    let (mut names, mut page) = (Vec::new(), PAGE);
+    let (mut images, mut page) = (Vec::new(), PAGE);
     loop {
-        let last = names.last().map_or("", String::as_str);
+        let last = images.last().map_or("", |(name, _): &(String, String)| name.as_str());
         match pool.class_call(DIRECTORY, "dir_list", &request(last, page)) {
             Ok(answer) => {
                 let more = parse(&answer)
                     .ok_or_else(|| Failure::new("list the images of a pool", "answer not understood"))?;
                 if more.is_empty() {
-                    return Ok(names);
+                    return Ok(images);
                 }
-                names.extend(more);
+                images.extend(more);
             }
-            Err(errno) if errno.abs() == ENOENT => return Ok(names),
+            Err(errno) if errno.abs() == ENOENT => return Ok(images),
             Err(errno) if errno.abs() == ERANGE && page > 1 => page /= 2,
             Err(errno) => return Err(failure(errno)),
         }
@@ -44,16 +49,16 @@ fn request(after: &str, at_most: u64) -> Vec<u8> {
 }
 
 /// A map of names to ids.
-fn parse(answer: &[u8]) -> Option<Vec<String>> {
+fn parse(answer: &[u8]) -> Option<Vec<(String, String)>> {
     let (count, mut rest) = number(answer)?;
-    let mut names = Vec::new();
+    let mut images = Vec::new();
     for _ in 0..count {
         let (name, after) = text(rest)?;
-        let (_id, after) = text(after)?;
-        names.push(name);
+        let (id, after) = text(after)?;
+        images.push((name, id));
         rest = after;
     }
-    Some(names)
+    Some(images)
 }
 
 fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
@@ -74,7 +79,8 @@ mod tests {
     #[test]
     fn names_are_read_and_an_answer_cut_short_is_none() {
         let answer = b"\x02\0\0\0\x01\0\0\0a\x02\0\0\0id\x01\0\0\0b\0\0\0\0";
-        assert_eq!(parse(answer), Some(vec!["a".to_owned(), "b".to_owned()]));
+        let named = |name: &str, id: &str| (name.to_owned(), id.to_owned());
+        assert_eq!(parse(answer), Some(vec![named("a", "id"), named("b", "")]));
         assert!((0..answer.len()).all(|length| parse(&answer[..length]).is_none()));
         assert_eq!(request("a", 2), b"\x01\0\0\0a\x02\0\0\0\0\0\0\0");
     }

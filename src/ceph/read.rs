@@ -250,23 +250,22 @@ fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, want
     });
 }
 
-/// Does something with each of some images, with a number of readers at a time.
-pub(crate) fn side_by_side(specs: &[Spec], wanted: &Wanted, with: impl Fn(usize, &Spec) + Sync) {
+/// Does something with each of some things, a number of them at a time.
+pub(crate) fn side_by_side<T: Sync>(all: &[T], wanted: &Wanted, with: impl Fn(usize, &T) + Sync) {
     let next = AtomicUsize::new(0);
+    let take = || {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        all.get(index).map(|one| (index, one))
+    };
     thread::scope(|scope| {
-        for _ in 0..READERS.min(specs.len()) {
+        for _ in 0..READERS.min(all.len()) {
             scope.spawn(|| {
-                while let Some((index, spec)) = take(&next, specs).filter(|_| wanted.still()) {
-                    with(index, spec);
+                while let Some((index, one)) = take().filter(|_| wanted.still()) {
+                    with(index, one);
                 }
             });
         }
     });
-}
-
-fn take<'a>(next: &AtomicUsize, specs: &'a [Spec]) -> Option<(usize, &'a Spec)> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    specs.get(index).map(|spec| (index, spec))
 }
 
 /// Tells what was read before the image is closed: nobody need wait for that.

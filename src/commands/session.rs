@@ -19,6 +19,9 @@ use std::time::Duration;
 /// How long rebuilding object maps may take after a stop, where PVE holds the guest's lock.
 const REBUILDS_AFTER_STOP: Duration = Duration::from_secs(2);
 
+/// How long all images of the pools may be looked through for the owner of a lock: some thousands of them.
+const SEARCH: Duration = Duration::from_secs(30);
+
 /// One guest, with the settings that hold for it.
 pub struct Session {
     /// Where every path hangs off.
@@ -84,7 +87,8 @@ impl Session {
     fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
         let usual = self.policy.settings.connect_timeout;
         let off = |storage: &str| self.policy.disk(storage).mode == Mode::Off;
-        let survey = gather_some(&self.root, self.guest.vmid, only, limit.min(usual), &off)?;
+        let limits = (limit.min(usual), limit.min(usual.max(SEARCH)));
+        let survey = gather_some(&self.root, self.guest.vmid, only, limits, &off)?;
         let survey = self.in_situation(survey);
         // Who had less time than the settings give has not found out that nobody answers.
         Ok(if limit < usual { survey.without_blame() } else { survey })

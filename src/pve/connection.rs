@@ -60,19 +60,20 @@ pub fn mon_host(monhost: &str) -> String {
 
 /// The arguments that PVE gives to `rbd` before the subcommand (`PVE::Storage::RBDPlugin`'s `rbd_cmd`).
 pub fn rbd_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<String> {
-    arguments(storage, connection, storage.namespace.as_deref())
+    arguments(&storage.pool, storage.namespace.as_deref(), connection)
 }
 
 /// The same for `rbd unmap`, which PVE calls without the namespace.
 pub fn rbd_unmap_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<String> {
-    arguments(storage, connection, None)
+    arguments(&storage.pool, None, connection)
 }
 
-fn arguments(storage: &RbdStorage, connection: &Connection, namespace: Option<&str>) -> Vec<String> {
+/// The same for any pool and namespace of the cluster; `rados` takes them too.
+pub fn arguments(pool: &str, namespace: Option<&str>, connection: &Connection) -> Vec<String> {
     let authentication = if connection.keyring.is_some() { "cephx" } else { "none" };
     let user = format!("client.{}", connection.user);
     let options = [
-        ("-p", Some(storage.pool.as_str())),
+        ("-p", Some(pool)),
         ("--namespace", namespace),
         ("-c", connection.conf.as_deref()),
         ("-m", connection.mon_host.as_deref()),

@@ -29,15 +29,16 @@ use std::time::Duration;
 /// Looks at a guest: all its images, or only one. Nothing is asked of Ceph for longer than `limit`; what was not
 /// answered by then is unknown.
 pub fn gather(root: &Root, vmid: u32, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
-    gather_some(root, vmid, only, limit, &|_| false)
+    gather_some(root, vmid, only, (limit, limit), &|_| false)
 }
 
-/// The same, without the disks on storages that are `off`: those are not looked at.
+/// The same, without the disks on storages that are `off`: those are not looked at. The second limit is for looking
+/// through all images of the pools, where that has to be done.
 pub fn gather_some(
     root: &Root,
     vmid: u32,
     only: Option<&Spec>,
-    limit: Duration,
+    (limit, search_limit): (Duration, Duration),
     off: &(dyn Fn(&str) -> bool + Sync),
 ) -> Result<Survey> {
     let (guest, config) = load(root, vmid)?;
@@ -50,6 +51,7 @@ pub fn gather_some(
         off: &|_, storage| off(storage),
         orphans: false,
         limit,
+        search_limit,
         on_image: &|| (),
     };
     let (mut surveys, ..) = look.at(vec![guest])?;
@@ -129,7 +131,8 @@ pub fn gather_fleet(
     fleet: &Fleet<'_>,
 ) -> Result<(Vec<Survey>, Names, Fsids)> {
     let Fleet { config, index, list, limit, on_image, off } = *fleet;
-    Look { root, config, index, only: None, off, orphans: list, limit, on_image }.at(guests)
+    Look { root, config, index, only: None, off, orphans: list, limit, search_limit: limit, on_image }
+        .at(guests)
 }
 
 /// What to look at, and for how long.
@@ -141,6 +144,7 @@ struct Look<'a> {
     off: &'a (dyn Fn(u32, &str) -> bool + Sync),
     orphans: bool,
     limit: Duration,
+    search_limit: Duration,
     on_image: &'a (dyn Fn() + Sync),
 }
 
@@ -176,7 +180,7 @@ impl Look<'_> {
         let named = Named { index: self.index, fsids: &fsids };
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
-        owners::look(root, self.config, &fsids, &mut surveys, self.limit);
+        owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
             share_out(&named, survey);

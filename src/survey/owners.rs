@@ -4,7 +4,7 @@
 use crate::ceph::image::Spec;
 use crate::ceph::read::PoolName;
 use crate::ceph::sharing::share;
-use crate::ceph::watches::{Watches, read_watches};
+use crate::ceph::watches::{Search, Watches, read_watches};
 use crate::clock;
 use crate::diagnose::owner::{self, same_client};
 use crate::pve::connection::{Connection, connection};
@@ -19,24 +19,33 @@ use std::time::Duration;
 /// What Ceph takes where nobody has set `osd_client_watch_timeout`.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long images are looked at that the owners have not locked: several hundred of them and more.
+const OTHERS: Duration = Duration::from_secs(1);
+
 /// Looks for the owners of locks of which nothing else says whether they live. Nothing is asked for longer than `limit`.
 pub fn look(root: &Root, config: &StorageConfig, fsids: &Fsids, surveys: &mut [Survey], limit: Duration) {
-    let wanted: BTreeSet<String> = surveys.iter().flat_map(clusters_of_interest).collect();
+    let mut wanted: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for survey in surveys.iter() {
+        for disk in owner::to_be_looked_for(survey) {
+            let owner = owner::unwatching(&survey.disks[disk]);
+            if let (Some(fsid), Some(owner)) = (fsid_of(survey, disk), owner) {
+                wanted.entry(fsid).or_default().extend(number(&owner.client));
+            }
+        }
+    }
     let begun = clock::since_boot();
-    let seen: BTreeMap<String, Seen> = wanted
-        .into_iter()
-        .map(|fsid| {
-            let seen = Seen::of(root, config, fsids, surveys, &fsid, limit);
-            (fsid, seen)
-        })
-        .collect();
+    let seen = |(fsid, clients): (String, Vec<u64>)| {
+        let seen = Seen::of(root, config, fsids, surveys, (&fsid, &clients), limit);
+        (fsid, seen)
+    };
+    let seen: BTreeMap<String, Seen> = wanted.into_iter().map(seen).collect();
     for survey in surveys {
         for disk in owner::to_be_looked_for(survey) {
             let (Some(fsid), Some(owner)) = (fsid_of(survey, disk), owner::unwatching(&survey.disks[disk]))
             else {
                 continue;
             };
-            let Some(seen) = seen.get(&fsid) else { continue };
+            let Some(seen) = seen.get(&fsid).filter(|_| number(&owner.client).is_some()) else { continue };
             let client = [fsid, owner.client.clone(), owner.address.clone()];
             let open = seen.open_by(&owner.address);
             let watching = !open.is_empty();
@@ -57,8 +66,9 @@ pub fn look(root: &Root, config: &StorageConfig, fsids: &Fsids, surveys: &mut [S
     }
 }
 
-fn clusters_of_interest(survey: &Survey) -> Vec<String> {
-    owner::to_be_looked_for(survey).into_iter().filter_map(|disk| fsid_of(survey, disk)).collect()
+/// 4127 of `client.4127`.
+fn number(client: &str) -> Option<u64> {
+    client.strip_prefix("client.")?.parse().ok()
 }
 
 fn fsid_of(survey: &Survey, disk: usize) -> Option<String> {
@@ -81,7 +91,7 @@ impl Seen {
         config: &StorageConfig,
         fsids: &Fsids,
         surveys: &[Survey],
-        fsid: &str,
+        (fsid, clients): (&str, &[u64]),
         limit: Duration,
     ) -> Self {
         let mut seen = Self::default();
@@ -104,8 +114,9 @@ impl Seen {
                 let here = wanted.iter().zip(&shared.of).filter(|(_, of)| **of == index);
                 let known = here.clone().any(|((.., known), _)| *known);
                 let pools: BTreeSet<PoolName> = here.map(|((_, pool, _), _)| pool.clone()).collect();
-                let pools: Vec<PoolName> = pools.into_iter().collect();
-                (known, scope.spawn(move || read_watches(connection, &pools, limit)))
+                let (pools, clients) = (pools.into_iter().collect(), clients.to_vec());
+                let search = Search { pools, clients, others: OTHERS.min(limit / 2) };
+                (known, scope.spawn(move || read_watches(connection, &search, limit)))
             });
             for (known, thread) in asked.collect::<Vec<_>>() {
                 let watches = thread.join().unwrap_or_else(|_| {

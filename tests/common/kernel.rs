@@ -354,6 +354,15 @@ impl Kernel {
         succeed(tool("ceph").arg("pause").arg(&self.directory).arg(daemons));
     }
 
+    /// Stops the OSD as a reboot of its node does, with the data that it has, while something is done.
+    pub fn without_the_osd<T>(&self, work: impl FnOnce() -> T) -> T {
+        succeed(tool("ceph").arg("osd-down").arg(&self.directory));
+        let result = work();
+        succeed(tool("ceph").arg("osd-up").arg(&self.directory));
+        self.wake_witness();
+        result
+    }
+
     /// Ends a pause. What the pause did to the witness is the lab's doing, not the product's.
     pub fn resume(&self, daemons: &str) {
         succeed(tool("ceph").arg("resume").arg(&self.directory).arg(daemons));

@@ -3,6 +3,7 @@
 use crate::assert_said;
 use crate::common::kernel::{KRBD, POOR, on_the_kernel};
 use crate::common::node::DEFAULT;
+use crate::common::wait_until;
 use std::time::Duration;
 
 /// A node lost its power while its guest ran; the guest is started on the other one at once.
@@ -92,6 +93,39 @@ fn live_writers_are_not_disturbed() {
 
         // Proxmox VE alone goes on: two writers, and no word of it.
         assert_eq!(node.pve_start(&disks), [0, 0]);
+    });
+}
+
+/// An image is unmapped while its OSD is away, so that the kernel can give back neither watch nor lock. The watch runs out,
+/// the lock stays: its owner is the node's kernel client, which lives on with another guest's disk.
+#[test]
+fn a_lock_that_this_nodes_living_client_could_not_give_back() {
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        let (_, others) = node.guest_with(&[(KRBD, DEFAULT)]);
+        for disk in disks.iter().chain(&others) {
+            node.must(&format!("{} --options osd_request_timeout=4", disk.rbd("map")));
+        }
+        node.assert_ready(&[disks[0].clone(), others[0].clone()]);
+        let client = node.client_of(&others[0]);
+        let (_, said) = node.hear(|| kernel.without_the_osd(|| node.run(&disks[0].rbd("unmap"))));
+        assert!(said.contains("failed to unlock header: -110"), "{said}");
+        wait_until("the watch has run out", Duration::from_secs(120), || {
+            kernel.watchers(&disks[0]).is_empty()
+        });
+        assert_eq!((kernel.lock_owner(&disks[0]), node.mapped().len()), (Some(client.clone()), 1), "{said}");
+
+        let writer = node.writer(&others[0], "live");
+        let told = ["lock-owner-alive", &client, "this node's kernel client", &others[0].image];
+        assert_said(&node.hook(vmid), 4, &told);
+        for command in [format!("repair {vmid} --yes"), format!("start {vmid} --yes")] {
+            let ran = node.preflight(&command);
+            assert!(ran.code == 4 && told.iter().all(|word| ran.stdout.contains(word)), "{ran:#?}");
+        }
+        assert!(node.writes(writer), "the other guest writes on");
+        assert_eq!(kernel.lock_owner(&disks[0]), Some(client));
+        node.kill(writer);
     });
 }
 
