@@ -153,6 +153,19 @@ fn stopping_the_unit_ends_its_wait() {
     assert!(journaled(&node, &spec));
 }
 
+/// Proxmox VE starts guests as soon as it has quorum, whatever else pmxcfs says; nothing is changed on what is not known.
+#[test]
+fn nobody_waits_for_longer_than_proxmox_ve_would_and_what_is_not_known_changes_nothing() {
+    let node = Node::new();
+    let (_, spec) = guest(&node);
+    boots(&node);
+    mode(&node, 0o755);
+    let mut boot = Boot::begin(&node);
+    wait_until("the end of the boot unit's command", SOON, || !boot.runs());
+    assert!(journaled(&node, &spec));
+    assert!(node.journal().is_empty());
+}
+
 #[test]
 fn without_a_guest_that_starts_at_boot_and_has_rbd_disks_nobody_waits() {
     let (node, absent) = (Node::new(), new_vmid());
