@@ -16,10 +16,11 @@ const IO_STOPPERS: [&str; 6] =
     ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
 
 /// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
-const REFUSED: [Errno; 5] = [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+pub(super) const REFUSED: [Errno; 5] =
+    [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
 
 /// What it ends with where nobody answers.
-const NO_ANSWER: [Errno; 5] =
+pub(super) const NO_ANSWER: [Errno; 5] =
     [Errno::ETIMEDOUT, Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EHOSTDOWN];
 
 /// Findings about each cluster that the guest's disks lie in.

@@ -19,6 +19,7 @@ pub mod owner;
 mod parents;
 mod rbd_words;
 mod sharing;
+pub mod stops;
 mod stranger;
 
 use crate::policy::Policy;
@@ -47,6 +48,7 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
         }
     }
     budget::share_out(&mut findings, survey, policy);
+    stops::only_what_is_sure(survey, &mut findings);
     if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
         // A guest that will not start needs no disk mapped.
         let maps = findings.iter_mut().filter(|finding| finding.code == code::Code::NotMapped);

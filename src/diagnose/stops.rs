@@ -1,0 +1,213 @@
+//! What may stop a start: the one table. A finding stops a start only by what was read and is sure, whatever the rule that
+//! made it believed: what has no row here, or lacks the reading that its row names, is at most unknown.
+
+use crate::action::{ActionReport, ActionResult};
+use crate::ceph::cluster::ClusterFacts;
+use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
+use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::reading::{Failure, Origin, Reading};
+use crate::survey::{DiskFacts, StorageFacts, Survey};
+use nix::errno::Errno;
+
+/// What a stop rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// Proxmox VE's own files: the guest's config and storage.cfg. Without them there is no survey.
+    Files,
+    /// Ceph has said that there is no such image, pool, namespace or parent.
+    Absence,
+    /// The image, with its features.
+    Image,
+    /// Whether the image is mirrored, and as what.
+    Mirroring,
+    /// The image's ancestors.
+    Parents,
+    /// The image's lock.
+    Lock,
+    /// Who has the image open.
+    Watchers,
+    /// The OSD blocklist.
+    Blocklist,
+    /// Who owns the lock, who has the image open, and who is on the blocklist.
+    Owner,
+    /// The same two, and what the storage's user may do.
+    OwnerAndCaps,
+    /// A client's option, as the cluster has it.
+    Option,
+    /// What this node's kernel can open, for an image that was read.
+    Kernel,
+    /// What this node's kernel has mapped.
+    Mapped,
+    /// The same, and what has it open.
+    Holders,
+    /// The kernel's module is not there and could not be loaded.
+    Module,
+    /// The keyring's file, or Proxmox VE's own check of it.
+    Keyring,
+    /// The cluster or the network gave no answer within the whole time that the settings give it.
+    NoAnswer,
+    /// The monitors, or Ceph's library, refused the user.
+    Refusal,
+    /// The ceph.conf is not there, or not as Ceph takes it.
+    Conf,
+    /// This run has tried the map, or the change, and it failed.
+    Tried,
+}
+
+use Ground as G;
+
+/// Each finding that may stop a start, and what it may rest on; one of these is enough.
+pub const TABLE: &[(Code, &[Ground])] = &[
+    (Code::ImageMissing, &[G::Absence, G::Tried]),
+    (Code::ImageInTrash, &[G::Absence]),
+    (Code::PoolMissing, &[G::Absence, G::Tried]),
+    (Code::NamespaceMissing, &[G::Absence]),
+    (Code::StorageUnknown, &[G::Files]),
+    (Code::StorageDisabled, &[G::Files]),
+    (Code::StorageNotOnNode, &[G::Files]),
+    (Code::StorageContent, &[G::Files]),
+    (Code::ConfigUnreadable, &[G::Files]),
+    (Code::VolumeNameInvalid, &[G::Files]),
+    (Code::ClusterUnreachable, &[G::NoAnswer, G::Tried]),
+    (Code::ClusterAuthFailed, &[G::Refusal, G::Tried]),
+    (Code::KeyringUnreadable, &[G::Keyring]),
+    (Code::KeyringRefusedByPve, &[G::Keyring]),
+    (Code::KeyTypeUnsupported, &[G::Keyring, G::Tried]),
+    (Code::CephConfMissing, &[G::Conf]),
+    (Code::NodeBlocklisted, &[G::Blocklist]),
+    (Code::BlocklistExpireSet, &[G::Option]),
+    (Code::FeaturesUnsupported, &[G::Kernel, G::Tried]),
+    (Code::JournalingOnKrbd, &[G::Image]),
+    (Code::ImageNonPrimary, &[G::Mirroring, G::Image]),
+    (Code::ImageMirrored, &[G::Mirroring]),
+    (Code::ImageMigrating, &[G::Image, G::Tried]),
+    (Code::ParentMissing, &[G::Absence, G::Parents]),
+    (Code::ParentUnsupported, &[G::Parents]),
+    (Code::ParentChainTooDeep, &[G::Parents, G::Tried]),
+    (Code::LockOwnerAlive, &[G::Owner]),
+    (Code::LockBreakNotPermitted, &[G::OwnerAndCaps, G::Tried]),
+    (Code::InUseElsewhere, &[G::Watchers, G::Tried]),
+    (Code::LockExternal, &[G::Lock, G::Tried]),
+    (Code::LockDying, &[G::Watchers, G::Tried]),
+    (Code::MappingDead, &[G::Mapped]),
+    (Code::MappingBusy, &[G::Holders]),
+    (Code::MappingOtherImage, &[G::Mapped]),
+    (Code::MappingReadOnly, &[G::Mapped]),
+    (Code::NotMapped, &[G::Mapped]),
+    (Code::MapFailed, &[G::Tried]),
+    (Code::MsModeMismatch, &[G::Tried]),
+    (Code::ObjectMapBroken, &[G::Tried]),
+    (Code::KernelModuleMissing, &[G::Module]),
+    (Code::UdevLinkMissing, &[G::Mapped]),
+];
+
+/// Lets stop a start only what the table says may.
+pub fn only_what_is_sure(survey: &Survey, findings: &mut [Finding]) {
+    let stopping = findings.iter_mut().filter(|finding| finding.severity >= Severity::Blocker);
+    for finding in stopping.filter(|finding| !is_sure(survey, finding)) {
+        finding.severity = Severity::Unknown;
+        if finding.remedy.kind == RemedyKind::Automatic {
+            finding.remedy.withhold("it is not sure".to_owned());
+        }
+    }
+}
+
+/// What a finding says was read.
+pub fn is_sure(survey: &Survey, finding: &Finding) -> bool {
+    let row = TABLE.iter().find(|(code, _)| *code == finding.code);
+    let seen = Seen { survey, finding };
+    row.is_some_and(|(_, grounds)| grounds.iter().any(|ground| seen.has(*ground)))
+}
+
+/// A finding and what it may rest on.
+struct Seen<'a> {
+    survey: &'a Survey,
+    finding: &'a Finding,
+}
+
+impl<'a> Seen<'a> {
+    fn has(&self, ground: Ground) -> bool {
+        let image = self.image();
+        let in_image = |read: &dyn Fn(&ImageFacts) -> bool| image.is_some_and(read);
+        match ground {
+            G::Files => true,
+            G::Absence => self.disk().is_some_and(|disk| {
+                !matches!(disk.reading, None | Some(ImageReading::Found(_) | ImageReading::Unknown(_)))
+            }),
+            G::Image => image.is_some(),
+            G::Mirroring => in_image(&|facts| facts.mirroring.known().is_some()),
+            G::Parents => in_image(&|facts| facts.parents.known().is_some()),
+            G::Lock => in_image(&|facts| facts.lock.known().is_some()),
+            G::Watchers => in_image(&|facts| facts.watchers.known().is_some()),
+            G::Owner => self.has(G::Lock) && self.has(G::Watchers) && self.has(G::Blocklist),
+            G::OwnerAndCaps => {
+                let caps =
+                    |storage: &StorageFacts| storage.caps.as_ref().is_some_and(|caps| caps.known().is_some());
+                self.has(G::Lock) && self.has(G::Watchers) && self.storages().any(caps)
+            }
+            G::Blocklist => self.clusters().any(|facts| facts.blocklist.known().is_some()),
+            G::Option => self.clusters().any(|facts| facts.blocklist_expire_seconds.known().is_some()),
+            G::Kernel => image.is_some() && self.survey.node.kernel.supported.known().is_some(),
+            G::Mapped => self.survey.node.kernel.mappings.known().is_some(),
+            G::Holders => {
+                let users = self.survey.node.mapping_users.values();
+                self.has(G::Mapped) && users.into_iter().any(|users| users.holders.known().is_some())
+            }
+            G::Module => self.survey.node.kernel.load_failure.is_some(),
+            G::Keyring => self.storages().any(|storage| storage.keyring.is_some()),
+            G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
+            G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
+            G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),
+            G::Tried => self.survey.history.iter().any(|report| self.is_tried(report)),
+        }
+    }
+
+    fn disk(&self) -> Option<&'a DiskFacts> {
+        self.survey.disks.iter().find(|disk| Some(&disk.disk.key) == self.finding.disk.as_ref())
+    }
+
+    fn image(&self) -> Option<&'a ImageFacts> {
+        match &self.disk()?.reading {
+            Some(ImageReading::Found(facts)) => Some(facts),
+            _ => None,
+        }
+    }
+
+    /// The storage of the finding's disk, or those that it is about.
+    fn storages(&self) -> impl Iterator<Item = &'a StorageFacts> {
+        let of_disk = self.disk().map(|disk| disk.disk.storage.as_str());
+        let named = self.finding.storages.iter().map(String::as_str);
+        of_disk.into_iter().chain(named).filter_map(|id| self.survey.storages.get(id))
+    }
+
+    fn readings(&self) -> impl Iterator<Item = &'a Reading<ClusterFacts>> {
+        self.storages().filter_map(|storage| self.survey.clusters.get(storage.cluster))
+    }
+
+    fn clusters(&self) -> impl Iterator<Item = &'a ClusterFacts> {
+        self.readings().filter_map(Reading::known)
+    }
+
+    /// Why a cluster could not be asked, or the image not be read.
+    fn failures(&self) -> impl Iterator<Item = &'a Failure> {
+        let of_image = self.disk().and_then(|disk| match &disk.reading {
+            Some(ImageReading::Unknown(failure)) => Some(failure),
+            _ => None,
+        });
+        self.readings().filter_map(Reading::failure).chain(of_image)
+    }
+
+    /// The run has failed at the finding's image.
+    fn is_tried(&self, report: &ActionReport) -> bool {
+        let own = self.disk().and_then(|disk| self.survey.identity(disk));
+        let same = own.is_some_and(|own| own.may_be(report.action.target.identity()));
+        same && matches!(report.result, ActionResult::Failed { .. })
+    }
+}
+
+fn is_outside(failure: &Failure, errnos: &[Errno]) -> bool {
+    failure.origin == Origin::Outside
+        && failure.errno.is_some_and(|errno| errnos.contains(&Errno::from_raw(errno)))
+}
