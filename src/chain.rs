@@ -1,12 +1,16 @@
 //! The hookscript that a guest had before ours. Proxmox VE calls one script per guest, so ours calls the other: with
 //! the same arguments, after us in pre-start and post-start, before us in the stop phases.
 //!
-//! Which script that is stands in `/etc/pve/rbd-preflight/chain/VMID`, a line with its volume id:
-//! * in the cluster's files, as the guest's config, since HA and migrations move guests to other nodes, and a node
-//!   that has just crashed cannot be asked;
-//! * not in the guest's description or tags, which users without root's rights may edit: what stands here is run as
-//!   root, and only root may set a hookscript (`PVE::API2::Qemu`), as only root may write here;
-//! * a plain line, since the snippet itself reads it where the tool is gone, and a person can.
+//! Which script that is says the snippet's own name, `rbd-preflight+STORAGE+NAME` for `STORAGE:snippets/NAME`, and so
+//! the guest's `hookscript:`, which only root may set (`PVE::API2::Qemu`, `PVE::LXC`):
+//! * it belongs to the guest and not to its number: it goes when the guest is destroyed, and Proxmox VE copies it with the
+//!   config to a clone, a snapshot, a backup, another node, and brings it back with a rollback or a restore;
+//! * nothing else does all that: a clone gets a new `smbios1` uuid, a restore may keep it, `vmgenid` is new after a
+//!   rollback, and a container has neither;
+//! * the snippet needs no tool and no file to know it.
+//!
+//! Earlier versions remembered it in `/etc/pve/rbd-preflight/chain/VMID`. Such a file may be of an earlier guest of that
+//! number, and is never run: `attach VMID` takes it over where root says so.
 
 use crate::cli::{Hook, Phase};
 use crate::exit::Exit;
@@ -17,15 +21,19 @@ use crate::report::plain;
 use crate::root::Root;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-/// Where the earlier hookscripts are remembered.
+/// Where earlier versions remembered the earlier hookscripts, by the guest's number.
 pub const DIRECTORY: &str = "/etc/pve/rbd-preflight/chain";
-/// The file name of our snippet on its storage.
+/// The file name of our snippet on its storage; the earlier hookscript may follow.
 pub const NAME: &str = "rbd-preflight";
+/// Stands before the parts that name the earlier hookscript; no storage's name has it.
+const MARK: char = '+';
+/// A file's name is no longer, in bytes.
+const LONGEST_NAME: usize = 255;
 /// The snippet.
 pub const SNIPPET: &str = include_str!("../hooks/rbd-preflight");
 /// Tells a hook that is called by a chained script, however far down, which calls it is part of.
@@ -39,6 +47,8 @@ pub struct Call {
     root: Root,
     vmid: u32,
     phase: Phase,
+    /// The earlier hookscript, as the snippet's name has it.
+    earlier: Option<String>,
 }
 
 /// A script to be run.
@@ -51,7 +61,12 @@ struct Script {
 impl Call {
     /// The call that the command line describes.
     pub fn new(root: &Root, options: &Hook) -> Self {
-        Self { root: root.clone(), vmid: options.vmid, phase: options.phase.clone() }
+        Self {
+            root: root.clone(),
+            vmid: options.vmid,
+            phase: options.phase.clone(),
+            earlier: options.earlier.clone(),
+        }
     }
 
     /// Runs our part and the earlier hookscript, in the phase's order. Where our part stops the start, the earlier
@@ -112,6 +127,23 @@ impl Call {
         Ok(())
     }
 
+    /// What an earlier version has remembered for this number is not known to be this guest's.
+    fn tell_left_behind(&self) {
+        if self.phase != Phase::PreStart {
+            return;
+        }
+        let what = match left_behind(&self.root, self.vmid) {
+            Ok(None) => return,
+            Ok(Some(volid)) => format!("the hookscript {volid}"),
+            Err(error) => format!("{error:#}: an earlier hookscript"),
+        };
+        let (vmid, file) = (self.vmid, file(self.vmid));
+        say(&format!(
+            "{what}, which an earlier version remembered for the number {vmid}, may be of an earlier guest of that number \
+             and is not run: `rbd-preflight attach {vmid}` keeps it for this guest, `rm {file}` forgets it"
+        ));
+    }
+
     fn cannot(&self, error: &anyhow::Error) -> Exit {
         meant::say();
         say(&format!("the earlier hookscript of guest {}: {error:#}", self.vmid));
@@ -124,7 +156,10 @@ impl Call {
 
     /// The earlier hookscript, if there is one and this call is not part of its own.
     fn script(&self) -> Result<Option<Script>> {
-        let Some(volid) = remembered(&self.root, self.vmid)? else { return Ok(None) };
+        let Some(volid) = self.earlier.clone() else {
+            self.tell_left_behind();
+            return Ok(None);
+        };
         let Some(calls) = deeper(&std::env::var(CALLS).unwrap_or_default(), self.vmid, &self.phase) else {
             say(&format!("{volid} has called this hook itself; it is not run again"));
             return Ok(None);
@@ -138,6 +173,48 @@ impl Call {
         }
         Ok(Some(Script { volid, path, calls }))
     }
+}
+
+/// What our snippet is called on a storage for a guest that had this hookscript before, as a volume id.
+///
+/// # Errors
+/// It is no snippet, or a file's name has no room for it; in words.
+pub fn snippet_for(storage: &str, earlier: Option<&str>) -> Result<String, String> {
+    let Some(earlier) = earlier else { return Ok(format!("{storage}:snippets/{NAME}")) };
+    let Some((of, name)) = snippet::parse(earlier) else {
+        return Err(format!("{earlier} is no snippet's volume id"));
+    };
+    let file = format!("{NAME}{MARK}{of}{MARK}{name}");
+    if file.len() > LONGEST_NAME {
+        return Err(format!(
+            "the name of {earlier} is too long to be kept in our snippet's: give it a shorter one"
+        ));
+    }
+    Ok(format!("{storage}:snippets/{file}"))
+}
+
+/// Our snippet by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ours {
+    /// The storage that it is on.
+    pub storage: String,
+    /// The hookscript that it calls too.
+    pub earlier: Option<String>,
+}
+
+/// Our snippet, if this volume id is one of its names.
+pub fn ours(volid: &str) -> Option<Ours> {
+    let (storage, name) = snippet::parse(volid)?;
+    let earlier = match name.strip_prefix(NAME)? {
+        "" => None,
+        rest => {
+            let (of, name) = rest.strip_prefix(MARK)?.split_once(MARK)?;
+            let earlier = format!("{of}:snippets/{name}");
+            snippet::parse(&earlier)?;
+            Some(earlier)
+        }
+    };
+    Some(Ours { storage: storage.to_owned(), earlier })
 }
 
 /// The calls that a chained script is part of, with this one; `None` if this one is among them.
@@ -177,16 +254,16 @@ fn holds_snippet(path: &Path) -> bool {
         && bytes == SNIPPET.as_bytes()
 }
 
-/// The file that remembers a guest's earlier hookscript.
+/// The file in which earlier versions remembered the hookscript of a guest of this number.
 pub fn file(vmid: u32) -> String {
     format!("{DIRECTORY}/{vmid}")
 }
 
-/// The hookscript that a guest had before ours.
+/// What an earlier version remembered for this number: of this guest, or of an earlier one.
 ///
 /// # Errors
-/// The file cannot be read or holds no snippet's volume id: then there is an earlier script, and it is not known.
-pub fn remembered(root: &Root, vmid: u32) -> Result<Option<String>> {
+/// The file cannot be read or holds no snippet's volume id.
+pub fn left_behind(root: &Root, vmid: u32) -> Result<Option<String>> {
     let name = file(vmid);
     let told = || format!("cannot read {name}");
     let file = match std::fs::File::open(root.path(&name)) {
@@ -205,21 +282,25 @@ pub fn remembered(root: &Root, vmid: u32) -> Result<Option<String>> {
     Ok(Some(volid.to_owned()))
 }
 
-/// Remembers a guest's earlier hookscript, whole or not at all.
-pub fn remember(root: &Root, vmid: u32, volid: &str) -> Result<()> {
-    let directory = root.path(DIRECTORY);
-    let write = || -> Result<()> {
-        std::fs::create_dir_all(&directory)?;
-        let mut new = tempfile::Builder::new().prefix("new.").tempfile_in(&directory)?;
-        writeln!(new, "{volid}")?;
-        new.as_file().sync_all()?;
-        new.persist(root.path(file(vmid)))?;
-        Ok(())
+/// The numbers for which earlier versions remembered a hookscript.
+///
+/// # Errors
+/// The directory is there and cannot be listed.
+pub fn all_left_behind(root: &Root) -> Result<Vec<u32>> {
+    let entries = match std::fs::read_dir(root.path(DIRECTORY)) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot list {DIRECTORY}")),
     };
-    write().with_context(|| format!("cannot write {}", file(vmid)))
+    let mut vmids = Vec::new();
+    for entry in entries {
+        vmids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    vmids.sort_unstable();
+    Ok(vmids)
 }
 
-/// Forgets it.
+/// Forgets what was left behind.
 pub fn forget(root: &Root, vmid: u32) -> Result<()> {
     match std::fs::remove_file(root.path(file(vmid))) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -246,31 +327,44 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_comes_back_and_goes() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = Root::new(directory.path());
-        assert_eq!(remembered(&root, 516).unwrap(), None);
-        forget(&root, 516).unwrap();
-        remember(&root, 516, "local:snippets/a b.sh").unwrap();
-        remember(&root, 516, "local:snippets/old.sh").unwrap();
-        assert_eq!(remembered(&root, 516).unwrap().as_deref(), Some("local:snippets/old.sh"));
+    fn the_snippets_name_says_what_it_calls_too() {
+        for earlier in [None, Some("local:snippets/old.sh"), Some("nas-1.x:snippets/a b+c.sh")] {
+            let volid = snippet_for("local", earlier).unwrap();
+            let expected = Ours { storage: "local".to_owned(), earlier: earlier.map(str::to_owned) };
+            assert_eq!(ours(&volid), Some(expected), "{volid}");
+        }
         assert_eq!(
-            std::fs::read_dir(root.path(DIRECTORY)).unwrap().count(),
-            1,
-            "nothing is left lying about"
+            snippet_for("nas", Some("local:snippets/old.sh")).unwrap(),
+            "nas:snippets/rbd-preflight+local+old.sh"
         );
-        forget(&root, 516).unwrap();
-        assert_eq!(remembered(&root, 516).unwrap(), None);
+        for other in
+            ["rbd-preflight.sh", "rbd-preflight+local", "rbd-preflight++a", "rbd-preflight+local+", "old.sh"]
+        {
+            assert_eq!(ours(&format!("local:snippets/{other}")), None, "{other}");
+        }
+        assert!(snippet_for("local", Some("local:iso/a")).is_err());
+        let long = |length: usize| format!("local:snippets/{}", "x".repeat(length));
+        assert!(snippet_for("local", Some(&long(235))).is_ok());
+        assert!(snippet_for("local", Some(&long(236))).unwrap_err().contains("too long"));
     }
 
     #[test]
-    fn a_line_that_is_no_snippet_is_an_error() {
+    fn what_earlier_versions_left_is_found_and_goes() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
+        assert_eq!((left_behind(&root, 516).unwrap(), all_left_behind(&root).unwrap()), (None, vec![]));
+        forget(&root, 516).unwrap();
+        std::fs::create_dir_all(root.path(DIRECTORY)).unwrap();
+        for name in ["517", "516", "new.x1"] {
+            std::fs::write(root.path(format!("{DIRECTORY}/{name}")), "local:snippets/a b.sh\n").unwrap();
+        }
+        assert_eq!(left_behind(&root, 516).unwrap().as_deref(), Some("local:snippets/a b.sh"));
+        assert_eq!(all_left_behind(&root).unwrap(), [516, 517]);
+        forget(&root, 516).unwrap();
+        assert_eq!(left_behind(&root, 516).unwrap(), None);
         for text in ["", "/bin/sh\n", "local:snippets/a\nlocal:snippets/b\n", "local:iso/a\n"] {
-            std::fs::create_dir_all(root.path(DIRECTORY)).unwrap();
             std::fs::write(root.path(file(516)), text).unwrap();
-            assert!(remembered(&root, 516).is_err(), "{text:?}");
+            assert!(left_behind(&root, 516).is_err(), "{text:?}");
         }
     }
 

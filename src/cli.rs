@@ -120,9 +120,14 @@ pub struct Repair {
     /// Which guests to repair
     #[command(flatten)]
     pub guests: Guests,
-    /// Of all, only those that start at boot or are managed by HA
+    /// Of all, only those that start at boot or are managed by HA, and have RBD disks; a repair of one takes no longer than
+    /// a hook (`deadline` of the settings), and all rebuilds together no longer than those of one (`rebuild_deadline`)
     #[arg(long, requires = "all")]
     pub onboot: bool,
+    /// Wait until the cluster has quorum, as Proxmox VE does before it starts guests at boot; the guests are those that
+    /// are this node's then, and --deadline counts from then
+    #[arg(long, requires = "all")]
+    pub wait_quorum: bool,
     /// How to go about it
     #[command(flatten)]
     pub manner: Manner,
@@ -267,6 +272,9 @@ pub struct Doctor {
 /// `hook`
 #[derive(Debug, Args)]
 pub struct Hook {
+    /// The hookscript that the guest had before, which is called too; the snippet's name says it
+    #[arg(long, value_name = "VOLID", hide = true)]
+    pub earlier: Option<String>,
     /// The guest
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,

@@ -95,10 +95,14 @@ pub struct Facts {
     pub storages: Reading<Vec<StorageFacts>>,
     /// The guests of this node; those that could not be read by their number and why.
     pub guests: Reading<Vec<Result<Guest, (u32, String)>>>,
-    /// The snippet that PVE calls.
-    pub snippet: Snippet,
-    /// Its file.
-    pub snippet_path: String,
+    /// The snippet that PVE calls, under each name that guests of this node ask for; at least under one.
+    pub snippets: Vec<SnippetFacts>,
+    /// The guests whose snippet calls another hookscript too, that one, and whether it could be run.
+    pub earlier: Vec<(u32, String, Works)>,
+    /// What earlier versions remembered by guests' numbers.
+    pub left_behind: Result<Vec<LeftBehind>, String>,
+    /// Attached guests whose snippet calls no other hookscript, and the hookscripts that their snapshots name.
+    pub in_snapshots: Vec<(u32, Vec<String>)>,
     /// Whether the other nodes of the cluster have it; empty where PVE cannot be asked.
     pub elsewhere: Vec<OtherNode>,
     /// The unit that repairs before guests start at boot is enabled.
@@ -120,18 +124,42 @@ pub struct StorageFacts {
     pub keyring: Option<KeyringFacts>,
 }
 
+/// The snippet on this node under one name.
+#[derive(Debug, Clone)]
+pub struct SnippetFacts {
+    /// Its volume id.
+    pub volid: String,
+    /// Its file.
+    pub path: String,
+    /// Whether it is there.
+    pub there: Snippet,
+}
+
+/// What an earlier version remembered for a number.
+#[derive(Debug, Clone)]
+pub struct LeftBehind {
+    /// The number.
+    pub vmid: u32,
+    /// The hookscript, or why it is not known.
+    pub script: Result<String, String>,
+    /// The node that has a guest of that number; `None` where there is no such guest.
+    pub node: Option<String>,
+}
+
 /// The snippet on this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Snippet {
     /// It is there and can be run.
     Runs,
+    /// It is there and can be run, and is another version's.
+    Other,
     /// It is there and is not executable.
     NotExecutable,
     /// It is not there.
     Missing,
 }
 
-/// How guests name the snippet.
+/// How guests name the snippet if they had no hookscript before.
 pub const SNIPPET: &str = "local:snippets/rbd-preflight";
 
 impl Facts {

@@ -18,6 +18,8 @@ pub struct Policy {
     pub scope: Scope,
     /// The last rung of `start`: take the features that can be changed off every disk, and put them back.
     pub reset: bool,
+    /// No guest of the node starts before this is over: nothing is waited for that the guest's own hook may wait for.
+    pub at_boot: bool,
     /// How long rebuilding object maps may take here; `None` is as long as it takes.
     pub rebuild_budget: Option<Duration>,
 }

@@ -95,7 +95,7 @@ pub struct Resolved {
     pub command_timeout: Duration,
     /// The cluster has to answer a connection within this.
     pub connect_timeout: Duration,
-    /// Rebuilding object maps takes at most this in a hook; zero is never in a hook.
+    /// Rebuilding object maps takes at most this in a hook, and at boot for all guests together; zero is never there.
     pub rebuild_deadline: Duration,
     /// How long to wait for a watcher that may already be dead (an OSD drops it after 30 s or a little more).
     pub watcher_grace: Duration,

@@ -13,6 +13,10 @@ use std::time::Duration;
 
 const FAKES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fakes");
 const OURS: &str = "local:snippets/rbd-preflight";
+/// Ours for a guest that had `old.sh`.
+const WITH_OLD: &str = "local:snippets/rbd-preflight+local+old.sh";
+/// Where earlier versions remembered the hookscript of a guest of the number 517.
+const LEFT_BEHIND: &str = "/etc/pve/rbd-preflight/chain/517";
 const WITHOUT: &str =
     "#a note\ncores: 2\nname: web\nscsi0: local:516/vm-516-disk-0.raw,size=1G\n\n[before]\ncores: 1\n";
 const WITH: &str = "cores: 2\nhookscript: local:snippets/old.sh\nname: db\n";
@@ -124,7 +128,8 @@ fn a_life_with_the_hook_leaves_the_config_as_it_was() {
     for (tool, vmid) in [("qm", 516), ("qm", 517), ("pct", 520)] {
         let (number, before) = (vmid.to_string(), tree.config(vmid));
         tree.good("rbd-preflight", &["attach", &number, "--yes"]);
-        assert!(tree.config(vmid).contains(&format!("hookscript: {OURS}\n")), "{}", tree.config(vmid));
+        let ours = if vmid == 516 { OURS } else { WITH_OLD };
+        assert!(tree.config(vmid).contains(&format!("hookscript: {ours}\n")), "{}", tree.config(vmid));
         tree.good(tool, &["start", &number]);
         tree.good(tool, &["stop", &number]);
         let calls = tree.calls();
@@ -134,7 +139,7 @@ fn a_life_with_the_hook_leaves_the_config_as_it_was() {
         tree.good("rbd-preflight", &["detach", &number, "--yes"]);
         assert_eq!(tree.config(vmid), before, "{vmid}");
     }
-    assert_eq!(std::fs::read_dir(tree.path("/etc/pve/rbd-preflight/chain")).unwrap().count(), 0);
+    assert!(!tree.path("/etc/pve/rbd-preflight").exists(), "nothing is kept besides the configs");
 }
 
 #[test]
@@ -155,7 +160,7 @@ fn the_snippet_is_what_pve_takes() {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
     assert_eq!(std::fs::read(&snippet).unwrap(), std::fs::read(shipped).unwrap());
 
-    write(&snippet, "#!/bin/sh\necho mine\n");
+    write(&tree.path("/var/lib/vz/snippets/rbd-preflight+local+old.sh"), "#!/bin/sh\necho mine\n");
     let ran = tree.run("rbd-preflight", &["attach", "517", "--yes"]);
     assert!(ran.code == 1 && ran.stderr.contains("not this tool's"), "{ran:?}");
     assert_eq!(tree.config(517), WITH);
@@ -207,19 +212,12 @@ fn nothing_is_changed_without_a_yes() {
     assert!(!tree.path("/etc/pve/rbd-preflight").exists());
     assert!(!tree.path("/var/lib/vz/snippets/rbd-preflight").exists());
     let lines: Vec<&str> = dry.stdout.lines().filter(|line| !line.starts_with('#')).collect();
-    assert_eq!(
-        lines,
-        [
-            "mkdir -p /etc/pve/rbd-preflight/chain && echo local:snippets/old.sh >/etc/pve/rbd-preflight/chain/517",
-            "qm set 517 --hookscript local:snippets/rbd-preflight"
-        ]
-    );
+    assert_eq!(lines, [format!("qm set 517 --hookscript {WITH_OLD}")]);
     tree.good("rbd-preflight", &["attach", "517", "--yes"]);
-    assert_eq!(tree.read("/etc/pve/rbd-preflight/chain/517"), "local:snippets/old.sh\n");
     assert_eq!(tree.run("rbd-preflight", &["detach", "517"]).code, 2);
     let dry = tree.good("rbd-preflight", &["detach", "--all", "--dry-run"]);
-    assert!(dry.stdout.contains("qm set 517 --hookscript local:snippets/old.sh\nrm "), "{dry:?}");
-    assert!(tree.config(517).contains(OURS));
+    assert!(dry.stdout.contains("qm set 517 --hookscript local:snippets/old.sh\n"), "{dry:?}");
+    assert!(tree.config(517).contains(WITH_OLD));
 }
 
 #[test]
@@ -239,6 +237,24 @@ fn guests_of_other_nodes_and_without_rbd_disks_are_skipped_with_a_word() {
     assert!(report["notes"][0].as_str().unwrap().contains("1 guest"), "{report:#}");
     tree.good("rbd-preflight", &["detach", "--all", "--yes"]);
     assert_eq!(tree.config(518), "scsi0: ceph:vm-518-disk-0\n");
+}
+
+/// They may come here, and PVE starts no guest whose hookscript is missing.
+#[test]
+fn attaching_all_guests_puts_the_snippet_where_guests_of_other_nodes_ask_for_it_too() {
+    let tree = Tree::new();
+    let names = || -> Vec<String> {
+        let files = std::fs::read_dir(tree.path("/var/lib/vz/snippets")).unwrap().flatten();
+        let mut names: Vec<String> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    tree.guest("pve2/qemu-server/601", &format!("hookscript: {WITH_OLD}\n"));
+    tree.guest("pve2/lxc/602", "hookscript: nas:snippets/rbd-preflight+nas+x\n");
+    tree.good("rbd-preflight", &["attach", "516", "--yes"]);
+    assert_eq!(names(), ["old.sh", "rbd-preflight"]);
+    tree.good("rbd-preflight", &["attach", "--all", "--yes"]);
+    assert_eq!(names(), ["old.sh", "rbd-preflight", "rbd-preflight+local+old.sh"]);
 }
 
 #[test]
@@ -303,17 +319,13 @@ fn the_chained_scripts_failure_means_what_it_means_to_pve() {
         ran.code == 255 && ran.stderr.contains("script 'local:snippets/old.sh' does not exist"),
         "{ran:?}"
     );
-    // And so does one that is not known any more.
-    write(&tree.path("/etc/pve/rbd-preflight/chain/517"), "\n");
-    let ran = tree.run("qm", &["start", "517"]);
-    assert!(ran.code == 255 && ran.stderr.contains("chain/517 does not hold"), "{ran:?}");
 }
 
 #[test]
 fn a_script_that_calls_our_hook_is_called_once() {
     let tree = Tree::new();
     let old = tree.path("/var/lib/vz/snippets/old.sh");
-    let again = format!("{}rbd-preflight", tree.path("/var/lib/vz/snippets/").display());
+    let again = format!("{}rbd-preflight+local+old.sh", tree.path("/var/lib/vz/snippets/").display());
     executable(&old, &noting(tree.0.path()).replace("exit 0\n", &format!("exec {again} \"$@\"\n")));
     tree.good("rbd-preflight", &["attach", "517", "--yes"]);
     let ran = tree.good("qm", &["start", "517"]);
@@ -324,9 +336,10 @@ fn a_script_that_calls_our_hook_is_called_once() {
     tree.guest("pve1/qemu-server/518", "hookscript: local:snippets/copy\n");
     std::fs::copy(&again, tree.path("/var/lib/vz/snippets/copy")).unwrap();
     tree.good("rbd-preflight", &["attach", "518", "--yes"]);
-    assert!(!tree.path("/etc/pve/rbd-preflight/chain/518").exists());
-    // Not even if it is put there by hand.
-    write(&tree.path("/etc/pve/rbd-preflight/chain/518"), "local:snippets/copy\n");
+    assert!(tree.config(518).contains(&format!("hookscript: {OURS}\n")));
+    // Not even if it is made so by hand.
+    std::fs::copy(&again, tree.path("/var/lib/vz/snippets/rbd-preflight+local+copy")).unwrap();
+    tree.guest("pve1/qemu-server/518", "hookscript: local:snippets/rbd-preflight+local+copy\n");
     let ran = tree.good("qm", &["start", "518"]);
     assert!(ran.stderr.contains("is this hook itself"), "{ran:?}");
     tree.good("qm", &["stop", "518"]);
@@ -364,7 +377,6 @@ fn a_guest_that_another_task_holds_is_told_as_busy() {
         "{ran:?}"
     );
     assert_eq!(tree.config(517), WITH);
-    assert!(!tree.path("/etc/pve/rbd-preflight/chain/517").exists(), "nothing is left of the attempt");
 }
 
 #[test]
@@ -390,6 +402,172 @@ fn nothing_of_ours_keeps_pve_waiting() {
     assert!(ran.took < Duration::from_secs(6), "{ran:?}");
     let ran = tree.good("qm", &["stop", "517"]);
     assert!(ran.took < Duration::from_secs(6), "{ran:?}");
+}
+
+/// The calls of a whole life: a start and a stop.
+fn life(tree: &Tree, tool: &str, vmid: u32) -> (Vec<String>, String) {
+    let number = vmid.to_string();
+    let said = tree.good(tool, &["start", &number]).stderr + &tree.good(tool, &["stop", &number]).stderr;
+    (tree.calls(), said)
+}
+
+fn all_phases(vmid: u32) -> Vec<String> {
+    let phases = ["pre-start", "post-start", "pre-stop", "post-stop"];
+    phases.map(|phase| format!("old.sh {vmid} {phase} stdin=0 from=")).into()
+}
+
+/// As an earlier version left it: our snippet's plain name in the config, what was there before by the number.
+fn left_by_an_earlier_version(tree: &Tree, vmid: u32, script: &str) {
+    write(&tree.path(&format!("/etc/pve/rbd-preflight/chain/{vmid}")), &format!("{script}\n"));
+}
+
+#[test]
+fn a_later_guest_of_the_same_number_never_runs_the_script_of_the_one_before() {
+    let tree = Tree::new();
+    tree.good("rbd-preflight", &["attach", "516", "517", "520", "--yes"]);
+    left_by_an_earlier_version(&tree, 517, "local:snippets/old.sh");
+    for (tool, vmid, place) in [("qm", 517, "qemu-server"), ("pct", 520, "lxc")] {
+        let number = vmid.to_string();
+        tree.good(tool, &["destroy", &number]);
+        // By a clone of an attached guest, and by hand.
+        if tool == "qm" {
+            tree.good(tool, &["clone", "516", &number]);
+            assert!(tree.config(vmid).contains(&format!("hookscript: {OURS}\n")));
+            assert_eq!(life(&tree, tool, vmid).0, [""; 0]);
+            tree.good(tool, &["destroy", &number]);
+        }
+        tree.guest(&format!("pve1/{place}/{vmid}"), &format!("hookscript: {OURS}\n"));
+        let (calls, said) = life(&tree, tool, vmid);
+        assert_eq!(calls, [""; 0], "{said}");
+        assert_eq!(said.contains("is not run: `rbd-preflight attach 517`"), vmid == 517, "{said}");
+    }
+}
+
+#[test]
+fn a_clone_and_a_restored_guest_run_what_their_origin_ran_and_detach_gives_it_back() {
+    let tree = Tree::new();
+    tree.good("rbd-preflight", &["attach", "517", "520", "--yes"]);
+    for (tool, origin, vmid) in [("qm", "517", 530), ("pct", "520", 531)] {
+        let number = vmid.to_string();
+        tree.good(tool, &["clone", origin, &number]);
+        assert_eq!(life(&tree, tool, vmid).0, all_phases(vmid), "{tool}");
+        tree.good("rbd-preflight", &["detach", &number, "--yes"]);
+        assert!(tree.good(tool, &["config", &number]).stdout.contains("hookscript: local:snippets/old.sh\n"));
+    }
+    // A backup has the config as it is, and is restored under another number, or after the guest was destroyed.
+    let backup = tree.config(517);
+    tree.good("qm", &["destroy", "517"]);
+    for vmid in [532, 517] {
+        tree.guest(&format!("pve1/qemu-server/{vmid}"), &backup);
+        assert_eq!(life(&tree, "qm", vmid).0, all_phases(vmid), "{vmid}");
+    }
+}
+
+#[test]
+fn a_rollback_brings_back_what_the_guest_ran_then() {
+    let tree = Tree::new();
+    let runs = |what: &str, expected: &[String]| {
+        let (calls, said) = life(&tree, "qm", 517);
+        assert_eq!(calls, expected, "{what}: {said}");
+    };
+    tree.good("qm", &["snapshot", "517", "before"]);
+    tree.good("rbd-preflight", &["attach", "517", "--yes"]);
+    tree.good("qm", &["snapshot", "517", "attached"]);
+    tree.good("rbd-preflight", &["detach", "517", "--yes"]);
+    tree.good("qm", &["rollback", "517", "attached"]);
+    runs("after a detach", &all_phases(517));
+    assert!(tree.config(517).contains(&format!("hookscript: {WITH_OLD}\n")));
+    tree.good("qm", &["rollback", "517", "before"]);
+    assert!(tree.config(517).starts_with("cores: 2\nhookscript: local:snippets/old.sh\n"));
+    runs("from before the attach", &all_phases(517));
+    // Ours was there alone then.
+    tree.good("qm", &["set", "517", "--delete", "hookscript"]);
+    tree.good("rbd-preflight", &["attach", "517", "--yes"]);
+    tree.good("qm", &["snapshot", "517", "alone"]);
+    tree.good("qm", &["rollback", "517", "attached"]);
+    tree.good("qm", &["rollback", "517", "alone"]);
+    runs("alone", &[]);
+}
+
+/// The target calls the hook while the config is still the source's.
+#[test]
+fn a_migrated_guest_runs_on_the_target_what_it_ran_on_the_source() {
+    let tree = Tree::new();
+    tree.good("rbd-preflight", &["attach", "517", "--yes"]);
+    let at = |node: &str| tree.path(&format!("/etc/pve/nodes/{node}/qemu-server/517.conf"));
+    std::fs::rename(at("pve1"), at("pve2")).unwrap();
+    let snippet = tree.path("/var/lib/vz/snippets/rbd-preflight+local+old.sh");
+    let call = |tool: &str| {
+        let mut command = on_node(tree.0.path(), snippet.to_str().unwrap(), &["517", "pre-start"]);
+        command.env("PVE_MIGRATED_FROM", "pve2").env("RBD_PREFLIGHT", tool);
+        let ran = Ran::of(command);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        tree.calls()
+    };
+    let expected = ["old.sh 517 pre-start stdin=0 from=pve2"];
+    assert_eq!(call(env!("CARGO_BIN_EXE_rbd-preflight")), expected);
+    assert_eq!(call("/nonexistent"), expected);
+    std::fs::rename(at("pve2"), at("pve1")).unwrap();
+    assert_eq!(life(&tree, "qm", 517).0, all_phases(517));
+}
+
+/// A storage that is renamed takes the script away from PVE, and so from us: the start ends as it would without us.
+#[test]
+fn a_script_on_a_storage_that_was_renamed_stops_the_start_and_is_told() {
+    let tree = Tree::new();
+    let more = |name: &str| format!("\ndir: {name}\n\tpath /srv/x\n\tcontent snippets\n");
+    let local = tree.read("/etc/pve/storage.cfg");
+    write(&tree.path("/etc/pve/storage.cfg"), &(local.clone() + &more("nas")));
+    executable(&tree.path("/srv/x/snippets/a b+c.sh"), &noting(tree.0.path()));
+    tree.guest("pve1/qemu-server/518", "hookscript: nas:snippets/a b+c.sh\n");
+    tree.good("rbd-preflight", &["attach", "518", "--yes"]);
+    assert_eq!(tree.config(518), "hookscript: local:snippets/rbd-preflight+nas+a b+c.sh\n");
+    tree.good("qm", &["start", "518"]);
+    tree.good("qm", &["stop", "518"]);
+    assert_eq!(tree.calls().len(), 4);
+    write(&tree.path("/etc/pve/storage.cfg"), &(local + &more("nas2")));
+    let ran = tree.run("qm", &["start", "518"]);
+    assert!(ran.code == 255 && ran.stderr.contains("storage 'nas' does not exist"), "{ran:?}");
+    let mut command = on_node(tree.0.path(), "qm", &["start", "518"]);
+    command.env("RBD_PREFLIGHT", "/nonexistent");
+    assert_eq!(Ran::of(command).code, 255);
+    assert_eq!(tree.calls(), [""; 0]);
+}
+
+#[test]
+fn what_an_earlier_version_remembered_is_taken_over_where_root_names_the_guest() {
+    let before = WITH.replace("old.sh", "rbd-preflight");
+    let attached = || {
+        let tree = Tree::new();
+        tree.good("rbd-preflight", &["attach", "516", "--yes"]);
+        tree.guest("pve1/qemu-server/517", &(before.clone() + "scsi0: ceph:vm-517-disk-0\n"));
+        left_by_an_earlier_version(&tree, 517, "local:snippets/old.sh");
+        tree
+    };
+    let tree = attached();
+    for command in ["attach", "detach"] {
+        let ran = tree.run("rbd-preflight", &[command, "--all", "--yes"]);
+        assert!(ran.code == 4 && ran.stdout.contains("`rbd-preflight attach 517` keeps it"), "{ran:?}");
+        assert!(tree.config(517).contains(&format!("hookscript: {OURS}\n")));
+    }
+    tree.good("rbd-preflight", &["attach", "517", "--yes"]);
+    assert!(tree.config(517).contains(&format!("hookscript: {WITH_OLD}\n")));
+    assert!(!tree.path(LEFT_BEHIND).exists());
+
+    let tree = attached();
+    tree.good("rbd-preflight", &["detach", "517", "--yes"]);
+    assert!(tree.config(517).contains("hookscript: local:snippets/old.sh\n"));
+    assert!(!tree.path(LEFT_BEHIND).exists());
+
+    // One that cannot be read stops neither a start nor, unknown as it is, does it become anything.
+    let tree = attached();
+    tree.guest("pve1/qemu-server/517", &before);
+    write(&tree.path(LEFT_BEHIND), "/bin/sh\n");
+    let ran = tree.good("qm", &["start", "517"]);
+    assert!(ran.stderr.contains("chain/517 does not hold") && ran.stderr.contains("is not run"), "{ran:?}");
+    tree.good("qm", &["stop", "517"]);
+    let ran = tree.run("rbd-preflight", &["attach", "517", "--yes"]);
+    assert!(ran.code == 4 && ran.stdout.contains("its earlier hookscript is not known"), "{ran:?}");
 }
 
 /// A node on the lab's Ceph with a guest that has our snippet and `old.sh`.
@@ -451,7 +629,9 @@ fn where_our_part_stops_the_start_the_chained_script_is_not_run() {
 fn the_chained_script_has_its_turn_when_our_part_is_given_up() {
     let (node, vmid, _) = chained_on_ceph("layering,exclusive-lock,journaling");
     node.write("/etc/rbd-preflight/config.yaml", "deadline: 8\n");
-    let inner = on_node(&node.path("/"), "rbd-preflight", &["hook", &vmid.to_string(), "pre-start"]);
+    let vmid = vmid.to_string();
+    let hook = ["hook", "--earlier", "local:snippets/old.sh", &vmid, "pre-start"];
+    let inner = on_node(&node.path("/"), "rbd-preflight", &hook);
     let mut command = Command::new("strace");
     command.args(["-f", "-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=30000000"]);
     command.arg(inner.get_program()).args(inner.get_args());

@@ -327,6 +327,30 @@ fn a_lock_is_not_broken_before_a_second_look_for_its_owner() {
     }
 }
 
+/// All guests of the node would wait for it. A hook keeps only its own guest waiting, and does it then.
+#[test]
+fn at_boot_nobody_waits_for_a_second_look_that_a_hook_can_take() {
+    let boot = Policy { at_boot: true, ..policy("") };
+    let changes = |survey: &Value, policy: &Policy| -> Vec<Change> {
+        see_with(survey, policy).changes().into_iter().cloned().collect()
+    };
+    let mut survey = healthy();
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock"]);
+    let dead = changes(&survey, &policy(""));
+    assert!(dead.iter().any(|change| matches!(change, Change::BreakLock { .. })) && dead.len() > 1);
+    assert_eq!(changes(&survey, &boot), dead, "nothing is to be waited for");
+    let look = json!({ "open": [], "looked_at": 9, "unread": [], "unwatched_for": 0, "watch_timeout": 30 });
+    survey["disks"][0]["lock_owner"] = look;
+    assert_eq!(changes(&survey, &policy("")), dead);
+    assert_eq!(changes(&survey, &boot), []);
+    // What PVE opens before it calls the hook cannot wait for it; but whoever opens it breaks its lock.
+    survey["disks"][0]["before_hook"] = json!(true);
+    let early: Vec<Change> =
+        dead.iter().filter(|change| !matches!(change, Change::BreakLock { .. })).cloned().collect();
+    assert_eq!(changes(&survey, &boot), early);
+}
+
 /// The monitors refuse librbd's entry where its time is set; krbd sends none, and breaks the lock as it maps.
 #[test]
 fn a_time_for_blocklist_entries_stops_only_what_librbd_opens() {

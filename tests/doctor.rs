@@ -21,11 +21,17 @@ fn healthy() -> Node {
     node.write("/usr/lib/udev/rules.d/50-rbd-pve.rules", "");
     node.write("/dev/kmsg", "");
     node.keyring_check(false);
-    for program in [NAMER, SNIPPET] {
-        node.write(program, "#!/bin/sh\n");
-        std::fs::set_permissions(node.path(program), std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    executable(&node, NAMER, "#!/bin/sh\n");
+    executable(&node, SNIPPET, OURS);
     node
+}
+
+/// What the snippet is, as this version ships it.
+const OURS: &str = include_str!("../hooks/rbd-preflight");
+
+fn executable(node: &Node, path: &str, text: &str) {
+    node.write(path, text);
+    std::fs::set_permissions(node.path(path), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// `doctor --json`: the exit code and the checks.
@@ -157,6 +163,72 @@ fn a_missing_snippet_is_grave_once_a_guest_names_it() {
     node.write(SNIPPET, "#!/bin/sh\n");
     std::fs::set_permissions(node.path(SNIPPET), std::fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(check(&doctor(&node).1, "snippet").2, format!("chmod 755 {SNIPPET}"));
+}
+
+#[test]
+fn a_snippet_of_another_version_is_told() {
+    let node = healthy();
+    executable(&node, SNIPPET, "#!/bin/sh\nexec rbd-preflight hook \"$@\"\n");
+    let (code, checks) = doctor(&node);
+    let (state, detail, remedy) = check(&checks, "snippet");
+    assert_eq!((code, state.as_str(), remedy.as_str()), (0, "warn", "rbd-preflight attach VMID"), "{detail}");
+}
+
+/// Each name that a guest asks for is looked at, and so is what the snippet calls by that name.
+#[test]
+fn a_chained_guest_needs_our_snippet_by_its_name_and_the_script_that_it_calls() {
+    let (node, vmid) = (healthy(), new_vmid());
+    let name = "local:snippets/rbd-preflight+local+old.sh";
+    node.vm(vmid, &format!("hookscript: {name}\nscsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
+    let (code, checks) = doctor(&node);
+    let (state, detail, remedy) = check(&checks, &format!("snippet:{name}"));
+    assert_eq!((code, state.as_str()), (1, "fail"), "{detail}");
+    assert!(detail.contains(&format!("PVE will not start guest {vmid}")), "{detail}");
+    assert_eq!(remedy, format!("rbd-preflight attach {vmid}"));
+    let (state, detail, _) = check(&checks, &format!("earlier-hookscript:{vmid}"));
+    assert!(state == "fail" && detail.contains("script 'local:snippets/old.sh' does not exist"), "{detail}");
+    assert_eq!(check(&checks, "guests-without-hook").0, "ok", "it is attached");
+    assert!(!checks.iter().any(|check| check["name"] == "snippet"), "nobody needs it by the plain name");
+
+    executable(&node, &format!("{SNIPPET}+local+old.sh"), OURS);
+    executable(&node, "/var/lib/vz/snippets/old.sh", "#!/bin/sh\n");
+    let (code, checks) = doctor(&node);
+    assert_eq!((code, check(&checks, &format!("snippet:{name}")).0.as_str()), (0, "ok"), "{checks:#?}");
+    assert!(!checks.iter().any(|check| check["name"] == format!("earlier-hookscript:{vmid}")));
+}
+
+/// What an earlier version remembered by a number, and what a snapshot remembers, is told to root, who knows whose it is.
+#[test]
+fn hookscripts_that_were_lost_or_left_behind_are_told() {
+    let (node, plain, other, gone) = (healthy(), new_vmid(), new_vmid(), new_vmid());
+    let remember = |vmid: u32| {
+        node.write(&format!("/etc/pve/rbd-preflight/chain/{vmid}"), "local:snippets/old.sh\n");
+    };
+    [plain, other, gone].iter().for_each(|vmid| remember(*vmid));
+    node.vm(plain, "hookscript: local:snippets/rbd-preflight\n");
+    node.vm(other, "name: x\n");
+    let elsewhere = new_vmid();
+    remember(elsewhere);
+    node.write(&format!("/etc/pve/nodes/pve2/lxc/{elsewhere}.conf"), "");
+    let snapshots = new_vmid();
+    node.vm(
+        snapshots,
+        "hookscript: local:snippets/rbd-preflight\n\n[a]\nhookscript: local:snippets/rbd-preflight+nas+x\n\n\
+         [b]\nhookscript: local:snippets/y\n\n[c]\nhookscript: local:snippets/rbd-preflight\n",
+    );
+    let (code, checks) = doctor(&node);
+    assert_eq!(code, 0, "{checks:#?}");
+    for (vmid, why, remedy) in [
+        (plain, "it may be of an earlier guest", format!("rbd-preflight attach {plain}, if")),
+        (other, "names another hookscript, or none", format!("rm /etc/pve/rbd-preflight/chain/{other}")),
+        (gone, "there is no such guest", format!("rm /etc/pve/rbd-preflight/chain/{gone}")),
+    ] {
+        let told = check(&checks, &format!("earlier-hookscript:{vmid}"));
+        assert!(told.0 == "warn" && told.1.contains(why) && told.2.starts_with(&remedy), "{told:?}");
+    }
+    assert!(!checks.iter().any(|check| check["name"] == format!("earlier-hookscript:{elsewhere}")));
+    let (state, detail, _) = check(&checks, &format!("hookscript-in-snapshots:{snapshots}"));
+    assert!(state == "unknown" && detail.contains("local:snippets/y, nas:snippets/x"), "{detail}");
 }
 
 #[test]

@@ -154,8 +154,14 @@ fn a_migration_target_changes_nothing() {
 
 /// The shipped snippet, as PVE calls it on this node, with some program as the tool, under a shell's limits.
 fn snippet(node: &Node, vmid: u32, tool: &str, limits: &str) -> Ran {
+    called(node, SNIPPET, vmid, tool, limits)
+}
+
+const SNIPPET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
+
+/// The same under some name.
+fn called(node: &Node, snippet: &str, vmid: u32, tool: &str, limits: &str) -> Ran {
     let mut command = Command::new("sh");
-    let snippet = concat!(env!("CARGO_MANIFEST_DIR"), "/hooks/rbd-preflight");
     command.args(["-c", &format!("{limits} exec \"$@\""), "sh", snippet, &vmid.to_string(), "pre-start"]);
     command.env("RBD_PREFLIGHT", tool).env("RBD_PREFLIGHT_ROOT", node.path("/")).stdin(Stdio::null());
     Ran::of(command)
@@ -186,10 +192,11 @@ fn whatever_becomes_of_the_tool_the_guest_starts_unless_a_refusal_was_meant() {
     let tools = std::path::Path::new(&tools).parent().unwrap();
     let path = format!("PATH={}:$PATH;", tools.display());
     program(&node, "/old.sh", &format!("#!/bin/sh\necho \"$@\" >>{}\n", node.path("/calls").display()));
-    node.write("/etc/pve/rbd-preflight/chain/516", "local:snippets/old.sh\n");
+    let name = "rbd-preflight+local+old.sh";
+    program(&node, &format!("/{name}"), &std::fs::read_to_string(SNIPPET).unwrap());
     for end in ["exit 1", "exit 3", "exit 101", "kill -ABRT $$", "kill -KILL $$", "exec /nonexistent"] {
         let tool = program(&node, "/tool", &format!("#!/bin/sh\n{end}\n"));
-        let ran = snippet(&node, 516, &tool, &path);
+        let ran = called(&node, node.path(name).to_str().unwrap(), 516, &tool, &path);
         assert_eq!(ran.code, 0, "{end}: {ran:?}");
         assert!(ran.stderr.contains("rbd-preflight itself failed"), "{end}: {ran:?}");
         assert_eq!(std::fs::read_to_string(node.path("/calls")).unwrap(), "516 pre-start\n", "{end}");

@@ -5,7 +5,7 @@ use crate::chain::{self, is_ours};
 use crate::cli::{Attach, Detach, Guests, Manner};
 use crate::commands::confirm::confirm;
 use crate::commands::session;
-use crate::commands::snippet::{Place, not_on_path};
+use crate::commands::snippet::{Place, elsewhere, not_on_path};
 use crate::exit::{Coded, Exit};
 use crate::process::{Failed, Runner, System};
 use crate::pve::guest::Guest;
@@ -16,41 +16,44 @@ use crate::pve::storage::{self, StorageConfig};
 use crate::reading::Reading;
 use crate::report::attach::{Outcome, Report, Row};
 use crate::report::json::printed;
-use crate::report::{plain, text};
+use crate::report::text;
 use crate::root::Root;
 use crate::settings::{Mode, Settings};
 use anyhow::{Result, bail};
+use std::collections::BTreeSet;
 
 /// Attaches guests.
 pub fn attach(root: &Root, options: &Attach) -> Result<Exit> {
     let here = Here::read(root, &options.guests)?;
-    let (place, against) = Place::on(&here.storages, &options.storage)?;
-    let there = place.is_there(root)?;
-    let decide = |facts: &Facts| attach::attach(facts, &place.volid, &here.extent);
-    let mut work = Work::plan(&here, decide)?;
-    let attached =
-        |(_, decision): &(Facts, Decision)| matches!(decision, Decision::Change(_) | Decision::Nothing(_));
-    let needed = work.guests.iter().any(attached);
-    if needed {
-        let text = if there { "is at" } else { "is to be written to" };
-        work.report.snippet = Some(place.placed(format!("{text} {}", place.path)));
+    let against = Place::on(&here.storages, &options.storage)?.1;
+    let mut work = Work::plan(&here, |facts| attach::attach(facts, &options.storage, &here.extent))?;
+    let places = work.places(&here.storages, &here.asked_elsewhere(&options.storage)?)?;
+    let missing = places.iter().filter_map(|place| match place.is_there(root) {
+        Ok(true) => None,
+        Ok(false) => Some(Ok(place.clone())),
+        Err(error) => Some(Err(error)),
+    });
+    let missing = missing.collect::<Result<Vec<Place>>>()?;
+    let placed = |text: &str| {
+        let told = |place: &Place| {
+            let text = if missing.contains(place) { text } else { "is at" };
+            place.placed(format!("{text} {}", place.path))
+        };
+        places.iter().map(told).collect::<Vec<_>>()
+    };
+    if !places.is_empty() {
+        work.report.snippets = placed("is to be written to");
         work.report.notes.extend(against.into_iter().chain(not_on_path(root)));
-        work.prepare = !there;
+        work.prepare = !missing.is_empty();
     }
     work.elsewhere(&here, "attach");
-    if needed && options.manner.dry_run {
-        work.report.nodes = place.elsewhere(&System, &here.extent.node);
+    if options.manner.dry_run {
+        work.report.nodes = elsewhere(&places, &System, &here.extent.node);
     }
-    let install = || {
-        if needed && !there { place.install(root) } else { Ok(()) }
-    };
+    let install = || missing.iter().try_for_each(|place| place.install(root));
     let finish = |report: &mut Report| {
-        if needed {
-            report.nodes = place.elsewhere(&System, &here.extent.node);
-            if !there {
-                report.snippet = Some(place.placed(format!("was written to {}", place.path)));
-            }
-        }
+        report.nodes = elsewhere(&places, &System, &here.extent.node);
+        report.snippets = placed("was written to");
     };
     work.run(root, &options.manner, "attached", install, finish)
 }
@@ -91,14 +94,21 @@ impl<'a> Here<'a> {
         Ok(Self { root, vmids, others, storages, settings, extent: Extent { node, all: guests.all } })
     }
 
+    /// Where all guests are meant: our snippet's names on this storage that guests of other nodes ask for. They may
+    /// come here, and do not start where the snippet has no file of that name. One that cannot be read asks for none.
+    fn asked_elsewhere(&self, storage: &str) -> Result<Vec<String>> {
+        if !self.extent.all {
+            return Ok(Vec::new());
+        }
+        let others = all_guests(self.root)?.into_iter().filter(|guest| guest.node != self.extent.node);
+        let asked = others.filter_map(|guest| session::guest(self.root, guest.vmid).ok()?.hookscript);
+        Ok(asked.filter(|volid| chain::ours(volid).is_some_and(|ours| ours.storage == storage)).collect())
+    }
+
     fn facts(&self, vmid: u32) -> Result<Facts> {
         let guest = load(self.root, vmid)?.0;
         let storages = guest.disks.iter().map(|disk| &disk.storage);
         let off = self.settings.for_guest(vmid, storages).mode == Mode::Off;
-        let (earlier, unreadable) = match chain::remembered(self.root, vmid) {
-            Ok(earlier) => (earlier, None),
-            Err(error) => (None, Some(format!("{error:#}"))),
-        };
         Ok(Facts {
             vmid,
             kind: guest.kind,
@@ -106,8 +116,7 @@ impl<'a> Here<'a> {
             has_rbd: !guest.disks.is_empty(),
             off,
             hookscript: self.hookscript(&guest),
-            earlier,
-            unreadable,
+            left_behind: chain::left_behind(self.root, vmid).map_err(|error| format!("{error:#}")),
             node: guest.node,
             name: guest.name,
         })
@@ -116,10 +125,10 @@ impl<'a> Here<'a> {
     fn hookscript(&self, guest: &Guest) -> Option<Hookscript> {
         let volid = guest.hookscript.clone()?;
         let path = snippet::path(&self.storages, &volid);
-        let named = snippet::parse(&volid).is_some_and(|(_, name)| name == chain::NAME);
-        let ours = named || path.as_ref().is_ok_and(|path| is_ours(&self.root.path(path)));
+        let named = chain::ours(&volid);
+        let ours = named.is_some() || path.as_ref().is_ok_and(|path| is_ours(&self.root.path(path)));
         let trouble = path.and_then(|path| snippet::check(self.root, &path, &volid)).err();
-        Some(Hookscript { volid, ours, trouble })
+        Some(Hookscript { volid, ours, earlier: named.and_then(|ours| ours.earlier), trouble })
     }
 }
 
@@ -140,6 +149,21 @@ impl Work {
             guests.push((facts, decision));
         }
         Ok(Self { guests, report: Report::default(), prepare: false })
+    }
+
+    /// Where the snippet is to be under the names that the guests ask for, or are to ask for.
+    fn places(&self, storages: &StorageConfig, elsewhere: &[String]) -> Result<Vec<Place>> {
+        let names = self.guests.iter().filter_map(|(facts, decision)| {
+            let has = facts.hookscript.as_ref().map(|script| &script.volid);
+            match decision {
+                Decision::Change(steps) => steps.iter().find_map(Step::sets).or(has),
+                Decision::Nothing(_) => has,
+                Decision::Skip(_) | Decision::Refuse(_) => None,
+            }
+        });
+        let names = names.filter(|volid| chain::ours(volid).is_some());
+        let names: BTreeSet<&String> = names.chain(elsewhere).collect();
+        names.into_iter().map(|volid| Place::of(storages, volid)).collect()
     }
 
     fn elsewhere(&mut self, here: &Here<'_>, command: &str) {
@@ -206,20 +230,12 @@ fn carry_out(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut R
             row.outcome = Outcome::Done;
             row.text = describe(done, steps, earlier.as_deref());
         }
-        Err(error) => {
-            if steps.iter().any(|step| matches!(step, Step::Remember(_))) {
-                if let Err(error) = put_back(root, facts) {
-                    errln!("rbd-preflight: {}", plain(&format!("{error:#}")));
-                }
-            }
-            (row.outcome, row.text) = failure(&error);
-        }
+        Err(error) => (row.outcome, row.text) = failure(&error),
     }
 }
 
 fn take(root: &Root, facts: &Facts, step: &Step) -> Result<()> {
     match step {
-        Step::Remember(volid) => chain::remember(root, facts.vmid, volid),
         Step::Forget => chain::forget(root, facts.vmid),
         Step::Set(_) | Step::Delete => match step.command(facts.kind, facts.vmid) {
             Some(command) => System.run(&command)?.check().map(drop),
@@ -228,40 +244,30 @@ fn take(root: &Root, facts: &Facts, step: &Step) -> Result<()> {
     }
 }
 
-/// What was remembered before is remembered again, if PVE has really not taken our snippet: a command may fail
-/// after it did its work.
-fn put_back(root: &Root, facts: &Facts) -> Result<()> {
-    let before = facts.hookscript.as_ref().map(|script| &script.volid);
-    if load(root, facts.vmid)?.0.hookscript.as_ref() != before {
-        return Ok(());
-    }
-    match &facts.earlier {
-        Some(volid) => chain::remember(root, facts.vmid, volid),
-        None => chain::forget(root, facts.vmid),
-    }
-}
-
-/// The config says what it should; the earlier script that is remembered now.
+/// The config says what it should; the earlier script that is called by what it says.
 fn verify(root: &Root, facts: &Facts, steps: &[Step]) -> Result<Option<String>> {
+    let found = load(root, facts.vmid)?.0.hookscript;
     let wanted = steps.iter().find_map(|step| match step {
         Step::Set(volid) => Some(Some(volid)),
         Step::Delete => Some(None),
-        Step::Remember(_) | Step::Forget => None,
+        Step::Forget => None,
     });
-    if let Some(wanted) = wanted {
-        let found = load(root, facts.vmid)?.0;
-        if found.hookscript.as_ref() != wanted {
-            let found = found.hookscript.as_deref().unwrap_or("none");
-            bail!("PVE reported success, but its config names the hookscript {found}");
-        }
+    if wanted.is_some_and(|wanted| found.as_ref() != wanted) {
+        let found = found.as_deref().unwrap_or("none");
+        bail!("PVE reported success, but its config names the hookscript {found}");
     }
-    chain::remembered(root, facts.vmid)
+    Ok(found.and_then(|volid| chain::ours(&volid)?.earlier))
 }
 
 fn describe(done: &str, steps: &[Step], earlier: Option<&str>) -> String {
     match steps {
-        [Step::Forget] => "was not attached; what was remembered of it is forgotten".to_owned(),
-        [Step::Set(volid), Step::Forget] => format!("{done}; its hookscript is {volid} again"),
+        [Step::Forget] => format!(
+            "what an earlier version remembered for its number is forgotten; {}",
+            with_earlier("nothing else was changed", earlier)
+        ),
+        [Step::Set(volid), ..] if chain::ours(volid).is_none() => {
+            format!("{done}; its hookscript is {volid} again")
+        }
         _ => with_earlier(done, earlier),
     }
 }

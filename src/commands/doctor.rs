@@ -1,8 +1,8 @@
 //! `doctor`: has this node what the tool needs.
 
 use crate::cli::Doctor;
-use crate::commands::snippet::Place;
-use crate::doctor::{SNIPPET, examine, fails, gather::gather};
+use crate::commands::snippet::{Place, elsewhere};
+use crate::doctor::{examine, fails, gather::gather};
 use crate::exit::Exit;
 use crate::process::{System, find};
 use crate::pve::storage::StorageConfig;
@@ -22,11 +22,8 @@ pub fn run(root: &Root, options: &Doctor) -> Result<Exit> {
     Ok(if fails(&checks) { Exit::Error } else { Exit::Ready })
 }
 
-/// Which other nodes have the snippet, where there is PVE's API to ask.
-fn snippet_elsewhere(storages: &StorageConfig, here: &str) -> Vec<OtherNode> {
-    let (storage, _) = SNIPPET.split_once(':').unwrap_or((SNIPPET, ""));
-    match Place::on(storages, storage) {
-        Ok((place, _)) if find("pvesh").is_some() => place.elsewhere(&System, here),
-        _ => Vec::new(),
-    }
+/// Which other nodes have the snippet under these names, where there is PVE's API to ask.
+fn snippet_elsewhere(storages: &StorageConfig, names: &[String], here: &str) -> Vec<OtherNode> {
+    let places: Vec<Place> = names.iter().filter_map(|volid| Place::of(storages, volid).ok()).collect();
+    if find("pvesh").is_some() { elsewhere(&places, &System, here) } else { Vec::new() }
 }

@@ -28,6 +28,7 @@ mod doctor;
 mod fleet;
 mod history;
 mod hook;
+mod quorum;
 mod repair;
 mod session;
 mod snippet;

@@ -5,11 +5,13 @@ use crate::action::{ActionReport, ActionResult};
 use crate::cli::{Guests, Repair};
 use crate::commands::check::assess;
 use crate::commands::confirm::confirm;
-use crate::commands::fleet;
 use crate::commands::session::{self, Session};
 use crate::commands::world::RealWorld;
+use crate::commands::{fleet, quorum};
+use crate::diagnose::budget;
 use crate::diagnose::code::Severity;
 use crate::exit::{self, Exit};
+use crate::policy::Policy;
 use crate::pve::ha;
 use crate::report::text::Detail;
 use crate::report::{GuestReport, json, plain, text};
@@ -20,26 +22,36 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// How long a look at many guests may be relied on.
+/// How long a look at many guests may be relied on, where somebody is asked about what was seen.
 const FRESH: Duration = Duration::from_secs(30);
+
+/// How long after the deadline a repair at boot is ended from outside its work: all guests wait for it.
+const LAST_GRACE: Duration = Duration::from_secs(5);
+
+/// What of a guest's time at boot may go to rebuilds at most: something is left for its other changes.
+const REBUILD_SHARE: u32 = 2;
 
 /// Repairs each guest; the exit code is the gravest. A guest that cannot be looked at does not keep the others from
 /// being repaired.
 pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
-    let end = options.deadline.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let left = || end.map(|end| end.saturating_duration_since(Instant::now()));
+    let mut vmids = vmids(root, options)?;
+    if options.wait_quorum && !vmids.is_empty() {
+        quorum::wait(root);
+        // Others may have moved guests while this node was down.
+        vmids = self::vmids(root, options)?;
+    }
+    let mut bounds = Bounds::new(root, options)?;
     let (mut reports, mut exit) = (Vec::new(), Exit::Ready);
-    let vmids = vmids(root, options)?;
-    let mut first = FirstLook::take(root, &vmids, options, left());
+    let mut first = FirstLook::take(root, &vmids, options, bounds.left());
     for vmid in vmids {
-        if left().is_some_and(|left| left.is_zero()) {
+        if bounds.left().is_some_and(|left| left.is_zero()) {
             errln!(
                 "rbd-preflight: the deadline has passed; guest {vmid} and those after it were not looked at"
             );
             exit = graver(exit, Exit::Deadline);
             break;
         }
-        match of_guest(root, vmid, options, left(), first.of(vmid)) {
+        match of_guest(root, vmid, options, &mut bounds, first.of(vmid)) {
             Ok(report) => {
                 exit = graver(exit, if options.manner.dry_run { Exit::Ready } else { outcome(&report) });
                 reports.push(report);
@@ -57,6 +69,67 @@ pub fn run(root: &Root, options: &Repair) -> Result<Exit> {
     Ok(exit)
 }
 
+/// How long a run may take. At boot, where no guest starts before the run is over, one guest may take no longer than its
+/// hook might, and all rebuilds share one budget.
+struct Bounds {
+    end: Option<Instant>,
+    boot: bool,
+    /// What is left for rebuilds; `None` is as long as they take.
+    rebuilds: Option<Duration>,
+}
+
+impl Bounds {
+    fn new(root: &Root, options: &Repair) -> Result<Self> {
+        let limit = options.deadline.map(Duration::from_secs);
+        let general = session::settings(root)?.for_guest(0, std::iter::empty::<&str>());
+        if let (true, Some(limit)) = (options.onboot, limit) {
+            end_after(limit + LAST_GRACE);
+        }
+        Ok(Self {
+            end: limit.map(|limit| Instant::now() + limit),
+            boot: options.onboot,
+            rebuilds: options.onboot.then_some(general.rebuild_deadline),
+        })
+    }
+
+    /// What is left for the whole run.
+    fn left(&self) -> Option<Duration> {
+        self.end.map(|end| end.saturating_duration_since(Instant::now()))
+    }
+
+    /// What a guest may take of it; its policy is told what of that may go to rebuilds.
+    fn for_guest(&self, policy: &mut Policy) -> Option<Duration> {
+        if !self.boot {
+            return self.left();
+        }
+        policy.at_boot = true;
+        let usual = policy.settings.deadline;
+        let limit = self.left().map_or(usual, |left| left.min(usual));
+        let rebuilds = policy.settings.rebuild_deadline.min(limit / REBUILD_SHARE);
+        policy.rebuild_budget = Some(self.rebuilds.map_or(rebuilds, |left| left.min(rebuilds)));
+        Some(limit)
+    }
+
+    /// A guest has had its turn.
+    fn spend(&mut self, made: &[ActionReport]) {
+        if let Some(left) = &mut self.rebuilds {
+            *left = left.saturating_sub(budget::spent(made));
+        }
+    }
+}
+
+/// Ends the process if it is still there after its time, whatever it is stuck in: guests wait for it.
+fn end_after(limit: Duration) {
+    let end = move || {
+        std::thread::sleep(limit);
+        errln!("rbd-preflight: gave up after {} s; what is left is done by the hook", limit.as_secs());
+        Exit::Deadline.leave()
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(end) {
+        log::warn!("no watchdog: {error}");
+    }
+}
+
 /// One guest is one object; several are in a list.
 fn print_json(reports: &[GuestReport]) {
     match reports {
@@ -69,13 +142,17 @@ fn graver(a: Exit, b: Exit) -> Exit {
     if b as u8 > a as u8 { b } else { a }
 }
 
-/// The guests asked for; at boot only those that PVE or the HA manager will start.
+/// The guests asked for; at boot only those that PVE or the HA manager will start, and that have RBD disks.
 fn vmids(root: &Root, options: &Repair) -> Result<Vec<u32>> {
     let mut vmids = session::vmids(root, &options.guests)?;
     if options.onboot {
         let managed = ha::resources(root)?;
-        vmids
-            .retain(|vmid| managed.contains_key(vmid) || session::guest(root, *vmid).is_ok_and(|g| g.onboot));
+        let meant = |vmid: u32| match session::guest(root, vmid) {
+            Ok(guest) => !guest.disks.is_empty() && (guest.onboot || managed.contains_key(&vmid)),
+            // It is told what is wrong with it.
+            Err(_) => managed.contains_key(&vmid),
+        };
+        vmids.retain(|vmid| meant(*vmid));
     }
     Ok(vmids)
 }
@@ -83,6 +160,8 @@ fn vmids(root: &Root, options: &Repair) -> Result<Vec<u32>> {
 /// A look at many guests over one connection to each cluster: what is to be shown and asked. Repair itself looks anew.
 struct FirstLook {
     at: Instant,
+    /// Nobody is asked at boot, and a guest that needed nothing then is not looked at once more.
+    boot: bool,
     reports: BTreeMap<u32, GuestReport>,
 }
 
@@ -100,12 +179,12 @@ impl FirstLook {
         };
         let reports = if vmids.len() > 1 { look().unwrap_or_default() } else { Vec::new() };
         let by_guest = reports.into_iter().map(|report| (report.survey.guest.vmid, report));
-        Self { at: Instant::now(), reports: by_guest.collect() }
+        Self { at: Instant::now(), boot: options.onboot, reports: by_guest.collect() }
     }
 
     /// What was seen of a guest, while it is fresh: repairs of others may have taken long.
     fn of(&mut self, vmid: u32) -> Option<GuestReport> {
-        self.reports.remove(&vmid).filter(|_| self.at.elapsed() < FRESH)
+        self.reports.remove(&vmid).filter(|_| self.boot || self.at.elapsed() < FRESH)
     }
 }
 
@@ -113,14 +192,17 @@ fn of_guest(
     root: &Root,
     vmid: u32,
     options: &Repair,
-    limit: Option<Duration>,
+    bounds: &mut Bounds,
     seen: Option<GuestReport>,
 ) -> Result<GuestReport> {
-    let session = Session::open(root, vmid)?;
-    let before = match seen {
-        Some(report) => report,
-        None => assess(session.observe(session.policy.settings.check_deadline)?, &session.policy),
+    let mut session = Session::open(root, vmid)?;
+    let limit = bounds.for_guest(&mut session.policy);
+    let check = session.policy.settings.check_deadline;
+    let survey = match seen {
+        Some(report) => report.survey,
+        None => session.observe(limit.map_or(check, |limit| limit.min(check)))?,
     };
+    let before = assess(survey, &session.policy);
     if options.manner.dry_run {
         if !options.manner.json {
             show_plan(&before);
@@ -143,6 +225,7 @@ fn of_guest(
         });
     }
     let after = act::repair(&mut world, &session.policy)?;
+    bounds.spend(&after.actions);
     if !options.manner.json && !options.quiet {
         outln!();
     }
@@ -200,5 +283,75 @@ fn outcome(report: &GuestReport) -> Exit {
         _ if report.actions.last().is_some_and(busy) => Exit::Busy,
         Exit::Ready | Exit::Stopped if refused => Exit::Refused,
         exit => exit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::{Action, Change, Target};
+    use crate::ceph::features::Features;
+    use crate::ceph::image::Spec;
+    use crate::settings::Resolved;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn bounds(limit: Option<u64>, rebuilds: u64) -> Bounds {
+        let end = limit.map(|limit| Instant::now() + seconds(limit));
+        Bounds { end, boot: true, rebuilds: Some(seconds(rebuilds)) }
+    }
+
+    fn policy(deadline: u64, rebuild_deadline: u64) -> Policy {
+        Policy::new(Resolved {
+            deadline: seconds(deadline),
+            rebuild_deadline: seconds(rebuild_deadline),
+            ..Resolved::default()
+        })
+    }
+
+    #[test]
+    fn what_one_guests_rebuilds_took_is_not_there_for_the_next_one() {
+        let target = Target {
+            storage: "ceph".into(),
+            fsid: "f".into(),
+            spec: Spec { pool: "rbd".into(), namespace: None, image: "a".into() },
+            id: None,
+            rbd_arguments: Vec::new(),
+        };
+        let made = |change, result| ActionReport::new(Action { target: target.clone(), change }, result);
+        let rebuild = || Change::RebuildObjectMap { snapshot: None };
+        let took = |seconds: u64| ActionResult::Done { duration_ms: seconds * 1000 };
+        let mut bounds = bounds(None, 60);
+        let features = Change::EnableFeatures { features: Features::OBJECT_MAP };
+        bounds.spend(&[made(rebuild(), took(15)), made(features, took(30)), made(rebuild(), took(5))]);
+        assert_eq!(bounds.rebuilds, Some(seconds(40)));
+        let failed = ActionResult::Failed { errno: Some(110), message: String::new() };
+        bounds.spend(&[made(rebuild(), failed)]);
+        assert_eq!(bounds.rebuilds, Some(seconds(0)), "it may have taken all there was");
+    }
+
+    #[test]
+    fn at_boot_a_guest_has_no_more_time_than_its_hook_and_than_is_left() {
+        for (limit, deadline, rebuilds, rebuild_deadline, expected) in [
+            (None, 120, 60, 60, (120, 60)),
+            (None, 120, 60, 20, (120, 20)),
+            (None, 120, 7, 60, (120, 7)),
+            (None, 120, 60, 0, (120, 0)),
+            // Half of what is left at most: nothing begins that cannot end.
+            (None, 20, 60, 60, (20, 10)),
+            (Some(0), 120, 60, 60, (0, 0)),
+        ] {
+            let mut policy = policy(deadline, rebuild_deadline);
+            let given = bounds(limit, rebuilds).for_guest(&mut policy);
+            assert_eq!(
+                (given, policy.rebuild_budget),
+                (Some(seconds(expected.0)), Some(seconds(expected.1)))
+            );
+        }
+        let mut policy = policy(120, 60);
+        let by_hand = Bounds { end: None, boot: false, rebuilds: None };
+        assert_eq!((by_hand.for_guest(&mut policy), policy.rebuild_budget), (None, None));
     }
 }

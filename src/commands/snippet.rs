@@ -9,6 +9,7 @@ use crate::report::attach::{OtherNode, Placed, Presence};
 use crate::root::Root;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +22,7 @@ const API_LIMIT: Duration = Duration::from_secs(20);
 const HOOK_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
 
 /// Where the snippet is to be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Its storage.
     pub storage: String,
@@ -48,8 +49,20 @@ impl Place {
                  (\"script '{volid}' does not exist\"). `--storage local` does not depend on a network."
             )
         });
-        let listed = rules.is_some_and(|rules| rules.content.iter().any(|kind| kind == "snippets"));
-        Ok((Self { storage: storage.to_owned(), volid, path, listed }, against))
+        Ok((Self::at(storages, storage, volid, path), against))
+    }
+
+    /// The place of the snippet by one of its names.
+    pub fn of(storages: &StorageConfig, volid: &str) -> Result<Self> {
+        let path = snippet::path(storages, volid).map_err(anyhow::Error::msg)?;
+        let storage = snippet::parse(volid).map_or("", |(storage, _)| storage);
+        Ok(Self::at(storages, storage, volid.to_owned(), path))
+    }
+
+    fn at(storages: &StorageConfig, storage: &str, volid: String, path: String) -> Self {
+        let listed =
+            storages.rules(storage).is_some_and(|rules| rules.content.iter().any(|kind| kind == "snippets"));
+        Self { storage: storage.to_owned(), volid, path, listed }
     }
 
     /// The report of it.
@@ -99,45 +112,26 @@ impl Place {
         write().with_context(|| format!("cannot write the snippet {}", self.path))
     }
 
-    /// Which other nodes have the snippet, by PVE's API.
-    pub fn elsewhere(&self, runner: &dyn Runner, this: &str) -> Vec<OtherNode> {
-        match get::<Vec<Node>>(runner, &["/nodes"]) {
-            Ok(mut nodes) => {
-                nodes.sort_by(|a, b| a.node.cmp(&b.node));
-                nodes.iter().filter(|node| node.node != this).map(|node| self.on_node(runner, node)).collect()
+    /// Whether it is among a node's volumes of its storage.
+    fn on_node(&self, node: &Node, volumes: &Result<Vec<Volume>, String>) -> OtherNode {
+        let (snippet, text) = match volumes {
+            Ok(_) if !self.listed => (Presence::Unknown, self.not_listed(&node.node)),
+            Ok(volumes) if volumes.iter().any(|volume| volume.volid == self.volid) => {
+                (Presence::Present, String::new())
             }
-            Err(why) => vec![OtherNode {
-                node: "other nodes".to_owned(),
-                snippet: Presence::Unknown,
-                text: format!("{why:#}"),
-            }],
-        }
-    }
-
-    fn on_node(&self, runner: &dyn Runner, node: &Node) -> OtherNode {
-        let (snippet, text) = match self.ask(runner, node) {
-            Ok(true) => (Presence::Present, String::new()),
-            Ok(false) => (Presence::Missing, self.copy_to(&node.node)),
-            Err(why) => (Presence::Unknown, why),
+            Ok(_) => (Presence::Missing, self.copy_to(&node.node)),
+            Err(why) => (Presence::Unknown, why.clone()),
         };
-        OtherNode { node: node.node.clone(), snippet, text }
+        OtherNode { node: node.node.clone(), volid: self.volid.clone(), snippet, text }
     }
 
-    fn ask(&self, runner: &dyn Runner, node: &Node) -> Result<bool, String> {
-        if node.status != "online" {
-            return Err("the node is offline".to_owned());
-        }
-        if !self.listed {
-            return Err(format!(
-                "PVE does not list the snippets of {}, since its `content` does not name them. See there: \
-                 ssh root@{} ls -l {}",
-                self.storage, node.node, self.path
-            ));
-        }
-        let content = format!("/nodes/{}/storage/{}/content", node.node, self.storage);
-        let volumes: Vec<Volume> =
-            get(runner, &[&content, "--content", "snippets"]).map_err(|why| format!("{why:#}"))?;
-        Ok(volumes.iter().any(|volume| volume.volid == self.volid))
+    fn not_listed(&self, node: &str) -> String {
+        format!(
+            "PVE does not list the snippets of {}, since its `content` does not name them. See there: \
+             ssh root@{node} ls -l {}",
+            self.storage,
+            quoted(&self.path)
+        )
     }
 
     fn copy_to(&self, node: &str) -> String {
@@ -145,6 +139,44 @@ impl Place {
         let directory = Path::new(&self.path).parent().unwrap_or(Path::new("/"));
         format!("ssh root@{node} mkdir -p {} && scp -p {path} root@{node}:{path}", quoted(directory))
     }
+}
+
+/// Which other nodes have the snippet under these names, by PVE's API; each storage of each node is asked once.
+pub fn elsewhere(places: &[Place], runner: &dyn Runner, this: &str) -> Vec<OtherNode> {
+    let Some(first) = places.first() else { return Vec::new() };
+    let mut nodes = match get::<Vec<Node>>(runner, &["/nodes"]) {
+        Ok(nodes) => nodes,
+        Err(why) => {
+            return vec![OtherNode {
+                node: "other nodes".to_owned(),
+                volid: first.volid.clone(),
+                snippet: Presence::Unknown,
+                text: format!("{why:#}"),
+            }];
+        }
+    };
+    nodes.sort_by(|a, b| a.node.cmp(&b.node));
+    let mut told = Vec::new();
+    for node in nodes.iter().filter(|node| node.node != this) {
+        let mut asked: BTreeMap<&str, Result<Vec<Volume>, String>> = BTreeMap::new();
+        for place in places {
+            let volumes = asked.entry(&place.storage).or_insert_with(|| ask(runner, node, place));
+            told.push(place.on_node(node, volumes));
+        }
+    }
+    told
+}
+
+/// The snippets on a node's storage.
+fn ask(runner: &dyn Runner, node: &Node, place: &Place) -> Result<Vec<Volume>, String> {
+    if node.status != "online" {
+        return Err("the node is offline".to_owned());
+    }
+    if !place.listed {
+        return Ok(Vec::new());
+    }
+    let content = format!("/nodes/{}/storage/{}/content", node.node, place.storage);
+    get(runner, &[&content, "--content", "snippets"]).map_err(|why| format!("{why:#}"))
 }
 
 /// Why the hook would not find this program, if it would not: only where the root is the system's own.

@@ -17,10 +17,14 @@ const TOO_LONG: &str = "it would take too long before a start (`rebuild_deadline
 
 /// What this run may still spend on rebuilds; `None` is as long as it takes.
 pub fn left_after(history: &[ActionReport], policy: &Policy) -> Option<Duration> {
+    policy.rebuild_budget.map(|budget| budget.saturating_sub(spent(history)))
+}
+
+/// What a run has spent on rebuilds. One of which it is not known how long it took has taken all there was.
+pub fn spent(history: &[ActionReport]) -> Duration {
     let rebuilds = history.iter().filter(|report| report.action.may_take_long());
     let spent = rebuilds.map(|report| report.duration().unwrap_or(Duration::MAX));
-    let spent = spent.fold(Duration::ZERO, Duration::saturating_add);
-    policy.rebuild_budget.map(|budget| budget.saturating_sub(spent))
+    spent.fold(Duration::ZERO, Duration::saturating_add)
 }
 
 /// Leaves the rebuilds that the budget has no room for; the first disks of the guest come first.

@@ -5,7 +5,8 @@ use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::{cluster, features, gate, known, owner};
+use crate::diagnose::owner::{self, Life};
+use crate::diagnose::{cluster, features, gate, known};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
@@ -16,6 +17,10 @@ use crate::settings::DiskSettings;
 use crate::survey::{DiskFacts, StorageFacts, Survey};
 use crate::when;
 use nix::errno::Errno;
+
+/// Why a change is left for later at boot.
+const AT_BOOT: &str = "the guest's hook, or a later repair, does it: whether the owner of its lock is dead takes a second \
+     look, and at boot all guests would wait for that";
 
 /// An image that was read, with all that decides about it.
 pub struct Image<'a> {
@@ -31,6 +36,8 @@ pub struct Image<'a> {
     pub settings: DiskSettings,
     /// Which changes are wanted now.
     pub scope: Scope,
+    /// No guest of the node starts before this is over.
+    pub at_boot: bool,
     /// Its features are to be taken off and put back.
     pub reset: bool,
     /// Where this node's kernel has it mapped.
@@ -74,6 +81,7 @@ impl<'a> Image<'a> {
             guest_forbidden,
             target,
             scope: policy.scope,
+            at_boot: policy.at_boot,
             reset: policy.reset,
         })
     }
@@ -165,7 +173,17 @@ impl<'a> Image<'a> {
         let later =
             self.scope == Scope::AfterStop && !self.disk.disk.before_hook && !actions.iter().all(is_rebuild);
         let by_scope = || later.then(|| "the next start does it".to_owned());
-        self.forbidden.clone().or_else(by_settings).or_else(by_scope).or_else(by_failure)
+        let by_boot = || self.is_for_the_hook(actions).then(|| AT_BOOT.to_owned());
+        let reasons = self.forbidden.clone().or_else(by_settings).or_else(by_scope);
+        reasons.or_else(by_boot).or_else(by_failure)
+    }
+
+    /// At boot all guests would wait for a second look at the owner of its lock. The hook of its own guest can, except for
+    /// what PVE opens before it; and a lock alone is broken by whoever opens the image.
+    fn is_for_the_hook(&self, actions: &[Action]) -> bool {
+        let breaks_lock = |action: &Action| matches!(action.change, Change::BreakLock { .. });
+        let waits = || matches!(owner::life(self.survey, self.disk), Some(Life::NotYet(_)));
+        self.at_boot && (!self.disk.disk.before_hook || actions.iter().all(breaks_lock)) && waits()
     }
 
     /// What this run has done on this image, and on no other that has its name: in another cluster, or before it.

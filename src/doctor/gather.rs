@@ -1,10 +1,11 @@
 //! Gathers what there is to know of a node. Changes nothing, and asks no cluster for longer than the settings allow.
 
-use super::{Facts, SNIPPET, Snippet, StorageFacts, Works};
+use super::{Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, StorageFacts, Works};
 use crate::ceph::binding;
 use crate::ceph::caps::find_caps;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::read_cluster;
+use crate::chain;
 use crate::diagnose::code::Code;
 use crate::journal::Journal;
 use crate::kernel::{self, KernelFacts, kmsg};
@@ -12,7 +13,7 @@ use crate::process::{Command, Outcome, Runner, System, find};
 use crate::pve::connection::connection;
 use crate::pve::guest::{self, Guest};
 use crate::pve::keyring::{self, Check};
-use crate::pve::node::{guests_of_node, node_name};
+use crate::pve::node::{find_guest, guests_of_node, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
 use crate::reading::{Failure, Reading};
@@ -20,6 +21,7 @@ use crate::report::attach::OtherNode;
 use crate::root::Root;
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Programs whose place is told.
@@ -41,11 +43,12 @@ const UDEV: [(&str, &[&str]); 2] = [
     ("ceph-rbdnamer-pve", &["/usr/libexec/ceph-rbdnamer-pve"]),
 ];
 
-/// Looks at this node. `elsewhere` asks which other nodes have the snippet, of the storages and this node's name.
-pub fn gather(
-    root: &Root,
-    elsewhere: &(dyn Fn(&StorageConfig, &str) -> Vec<OtherNode> + Sync),
-) -> Result<Facts> {
+/// Asks which other nodes have the snippet under some names, of the storages and this node's name.
+type Elsewhere<'a> = dyn Fn(&StorageConfig, &[String], &str) -> Vec<OtherNode> + Sync + 'a;
+
+/// Looks at this node. `elsewhere` asks which other nodes have the snippet under some names, of the storages and this
+/// node's name.
+pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
     let node = node_name(root)?;
     let settings = Settings::load(root).and_then(|settings| {
         settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
@@ -54,16 +57,18 @@ pub fn gather(
     let limit = settings.as_ref().map(|all| all.for_guest(0, [""; 0])).unwrap_or_default().connect_timeout;
     let config = storage::load(root);
     let kernel = kernel::gather(root);
+    let guests = guests(root, &node, &config);
+    let snippets = snippets(root, &config, &guests);
+    let names: Vec<String> = snippets.iter().map(|snippet| snippet.volid.clone()).collect();
     let (storages, elsewhere) = std::thread::scope(|scope| {
-        let elsewhere =
-            scope.spawn(|| config.as_ref().map(|config| elsewhere(config, &node)).unwrap_or_default());
+        let elsewhere = scope
+            .spawn(|| config.as_ref().map(|config| elsewhere(config, &names, &node)).unwrap_or_default());
         let storages = match &config {
             Ok(config) => Reading::Known(ask_storages(root, &node, config, limit)),
             Err(failure) => Reading::Unknown(failure.clone()),
         };
         (storages, elsewhere.join().unwrap_or_default())
     });
-    let (snippet_path, snippet) = snippet(root, &config);
     Ok(Facts {
         programs: PROGRAMS.map(|name| (name, find(name).map(|path| path.display().to_string()))).into(),
         libraries: binding::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
@@ -80,9 +85,11 @@ pub fn gather(
         settings: works(settings),
         journal: works(Journal::open(root).writable()),
         storages,
-        guests: guests(root, &node, config),
-        snippet,
-        snippet_path,
+        earlier: earlier(root, &config, &guests),
+        left_behind: left_behind(root).map_err(|error| format!("{error:#}")),
+        in_snapshots: in_snapshots(root, &node, &guests),
+        snippets,
+        guests,
         elsewhere,
         boot_unit: boot_unit(root),
         node,
@@ -184,28 +191,89 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
 
 type Guests = Reading<Vec<Result<Guest, (u32, String)>>>;
 
-fn guests(root: &Root, node: &str, config: Result<StorageConfig, Failure>) -> Guests {
+fn guests(root: &Root, node: &str, config: &Result<StorageConfig, Failure>) -> Guests {
     let read = || -> Result<Vec<_>, Failure> {
-        let config = config?;
+        let config = config.as_ref().map_err(Failure::clone)?;
         let all = guests_of_node(root, node)?.into_iter();
         Ok(all
-            .map(|file| guest::load(root, &file, &config).map_err(|failure| (file.vmid, failure.to_string())))
+            .map(|file| guest::load(root, &file, config).map_err(|failure| (file.vmid, failure.to_string())))
             .collect())
     };
     read().into()
 }
 
-/// Where the snippet is to be, and whether it is there.
-fn snippet(root: &Root, config: &Result<StorageConfig, Failure>) -> (String, Snippet) {
-    let usual = || format!("/var/lib/vz/{}", SNIPPET.split_once(':').map_or(SNIPPET, |(_, name)| name));
-    let path =
-        config.as_ref().ok().and_then(|config| snippet::path(config, SNIPPET).ok()).unwrap_or_else(usual);
-    let there = match (snippet::check(root, &path, SNIPPET), root.path(&path).is_file()) {
-        (Ok(()), _) => Snippet::Runs,
+/// The hookscripts of the guests that could be read.
+fn hookscripts(guests: &Guests) -> impl Iterator<Item = (u32, &String)> {
+    let read = guests.known().into_iter().flatten().filter_map(|guest| guest.as_ref().ok());
+    read.filter_map(|guest| Some((guest.vmid, guest.hookscript.as_ref()?)))
+}
+
+/// The snippet under each name that guests ask for; where none does, under its plain one.
+fn snippets(root: &Root, config: &Result<StorageConfig, Failure>, guests: &Guests) -> Vec<SnippetFacts> {
+    let asked = hookscripts(guests).map(|(_, volid)| volid.clone());
+    let mut names: BTreeSet<String> = asked.filter(|volid| chain::ours(volid).is_some()).collect();
+    if names.is_empty() {
+        names.insert(SNIPPET.to_owned());
+    }
+    names.into_iter().map(|volid| snippet(root, config, volid)).collect()
+}
+
+fn snippet(root: &Root, config: &Result<StorageConfig, Failure>, volid: String) -> SnippetFacts {
+    let usual = || format!("/var/lib/vz/{}", volid.split_once(':').map_or(volid.as_str(), |(_, name)| name));
+    let path = config.as_ref().ok().and_then(|config| snippet::path(config, &volid).ok());
+    let path = path.unwrap_or_else(usual);
+    let there = match (snippet::check(root, &path, &volid), root.path(&path).is_file()) {
+        (Ok(()), _) if chain::is_ours(&root.path(&path)) => Snippet::Runs,
+        (Ok(()), _) => Snippet::Other,
         (Err(_), true) => Snippet::NotExecutable,
         (Err(_), false) => Snippet::Missing,
     };
-    (path, there)
+    SnippetFacts { volid, path, there }
+}
+
+/// The hookscripts that the snippet calls too, and whether they could be run.
+fn earlier(
+    root: &Root,
+    config: &Result<StorageConfig, Failure>,
+    guests: &Guests,
+) -> Vec<(u32, String, Works)> {
+    let runs = |volid: &str| -> Works {
+        let config = config.as_ref().map_err(Failure::to_string)?;
+        snippet::path(config, volid).and_then(|path| snippet::check(root, &path, volid))
+    };
+    let named = hookscripts(guests).filter_map(|(vmid, volid)| Some((vmid, chain::ours(volid)?.earlier?)));
+    named.map(|(vmid, earlier)| (vmid, earlier.clone(), runs(&earlier))).collect()
+}
+
+fn left_behind(root: &Root) -> Result<Vec<LeftBehind>> {
+    let found = |vmid| -> Result<LeftBehind> {
+        let script = chain::left_behind(root, vmid).map_err(|error| format!("{error:#}"));
+        let script = script.map(Option::unwrap_or_default);
+        Ok(LeftBehind { vmid, script, node: find_guest(root, vmid)?.map(|guest| guest.node) })
+    };
+    chain::all_left_behind(root)?.into_iter().map(found).collect()
+}
+
+/// Attached guests whose snippet calls nothing else, and whose snapshots know another hookscript.
+fn in_snapshots(root: &Root, node: &str, guests: &Guests) -> Vec<(u32, Vec<String>)> {
+    let plain = |volid: &str| chain::ours(volid).is_some_and(|ours| ours.earlier.is_none());
+    let attached: BTreeSet<u32> =
+        hookscripts(guests).filter(|(_, volid)| plain(volid)).map(|(vmid, _)| vmid).collect();
+    let files = guests_of_node(root, node).unwrap_or_default().into_iter();
+    let read = files.filter(|file| attached.contains(&file.vmid)).filter_map(|file| {
+        let text = file.read(root).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let snapshots = text.lines().skip_while(|line| !line.starts_with('['));
+        let named = snapshots.filter_map(|line| line.strip_prefix("hookscript:")).map(str::trim);
+        let others: BTreeSet<String> = named
+            .filter_map(|volid| match chain::ours(volid) {
+                Some(ours) => ours.earlier,
+                None => Some(volid.to_owned()),
+            })
+            .collect();
+        (!others.is_empty()).then(|| (file.vmid, others.into_iter().collect()))
+    });
+    read.collect()
 }
 
 /// The unit is linked to a target, as `systemctl enable` does.

@@ -1,13 +1,18 @@
 //! The guests of this node: are they started with the hook, and can it help them in time.
 
-use super::{Check, Facts, SNIPPET, Snippet, State};
+use super::{Check, Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, State, Works};
+use crate::chain;
+use crate::process::quoted;
 use crate::pve::guest::{Guest, Role};
 use crate::reading::Reading;
 use crate::report::attach::{OtherNode, Presence};
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
-    let mut checks = vec![snippet(facts)];
+    let mut checks: Vec<Check> = facts.snippets.iter().map(|there| snippet(facts, there)).collect();
     checks.extend(facts.elsewhere.iter().map(elsewhere));
+    checks.extend(facts.earlier.iter().filter_map(earlier));
+    checks.extend(left_behind(facts));
+    checks.extend(facts.in_snapshots.iter().map(in_snapshots));
     match &facts.guests {
         Reading::Known(all) => {
             checks.extend(unread(all));
@@ -42,43 +47,102 @@ fn with_disks(facts: &Facts) -> impl Iterator<Item = &Guest> {
 
 /// The guest's hookscript is ours, on whatever storage.
 fn is_hooked(guest: &Guest) -> bool {
-    let name = SNIPPET.split_once(':').map_or(SNIPPET, |(_, name)| name);
-    guest
-        .hookscript
-        .as_deref()
-        .and_then(|volid| volid.split_once(':'))
-        .is_some_and(|(_, there)| there == name)
+    guest.hookscript.as_deref().is_some_and(|volid| chain::ours(volid).is_some())
+}
+
+/// `snippet`, and for another name than the usual one that name too.
+fn named(what: &str, volid: &str) -> String {
+    if volid == SNIPPET { what.to_owned() } else { format!("{what}:{volid}") }
 }
 
 /// PVE refuses to start a guest whose hookscript is not there.
-fn snippet(facts: &Facts) -> Check {
-    let path = &facts.snippet_path;
-    let name = "snippet";
-    let users: Vec<String> =
-        facts.guests().filter(|guest| guest.hookscript.as_deref() == Some(SNIPPET)).map(number).collect();
+fn snippet(facts: &Facts, snippet: &SnippetFacts) -> Check {
+    let path = &snippet.path;
+    let name = named("snippet", &snippet.volid);
+    let users: Vec<String> = facts
+        .guests()
+        .filter(|guest| guest.hookscript.as_deref() == Some(snippet.volid.as_str()))
+        .map(number)
+        .collect();
     let (state, meaning) = match users.as_slice() {
         [] => (State::Warn, "no guest that was read names it".to_owned()),
         _ => (State::Fail, format!("PVE will not start guest {}", users.join(", "))),
     };
-    match facts.snippet {
+    let attach = format!("rbd-preflight attach {}", users.first().map_or("VMID", String::as_str));
+    match snippet.there {
         Snippet::Runs => Check::ok(name, path),
-        Snippet::NotExecutable => Check::new(name, state, format!("{path} is not executable: {meaning}"))
-            .remedy(format!("chmod 755 {path}")),
-        Snippet::Missing => {
-            let vmid = users.first().map_or("VMID", String::as_str);
-            Check::new(name, state, format!("there is no {path}: {meaning}"))
-                .remedy(format!("rbd-preflight attach {vmid}"))
+        Snippet::Other => {
+            Check::new(name, State::Warn, format!("{path} is not this version's")).remedy(attach)
         }
+        Snippet::NotExecutable => Check::new(name, state, format!("{path} is not executable: {meaning}"))
+            .remedy(format!("chmod 755 {}", quoted(path))),
+        Snippet::Missing => Check::new(name, state, format!("there is no {path}: {meaning}")).remedy(attach),
     }
 }
 
+/// A hookscript that the snippet calls too and that cannot be run stops the start, as it would without us.
+fn earlier((vmid, volid, runs): &(u32, String, Works)) -> Option<Check> {
+    let why = runs.as_ref().err()?;
+    let detail = format!("guest {vmid} does not start: its snippet calls {volid} too, and PVE says: {why}");
+    let remedy =
+        format!("put it back; or do without it: qm set {vmid} --hookscript {SNIPPET} (pct for a container)");
+    Some(Check::new(format!("earlier-hookscript:{vmid}"), State::Fail, detail).remedy(remedy))
+}
+
+/// What earlier versions remembered by numbers is never run; root says whose it is.
+fn left_behind(facts: &Facts) -> Vec<Check> {
+    let all = match &facts.left_behind {
+        Ok(all) => all,
+        Err(why) => return vec![Check::new("earlier-hookscripts", State::Unknown, why)],
+    };
+    let told = all.iter().filter(|left| left.node.as_ref().is_none_or(|node| *node == facts.node));
+    told.map(|left| of_number(facts, left)).collect()
+}
+
+fn of_number(facts: &Facts, left: &LeftBehind) -> Check {
+    let vmid = left.vmid;
+    let script = match &left.script {
+        Ok(volid) => volid.clone(),
+        Err(why) => format!("something unknown ({why})"),
+    };
+    let plain = |guest: &Guest| {
+        let ours = guest.hookscript.as_deref().and_then(chain::ours);
+        guest.vmid == vmid && ours.is_some_and(|ours| ours.earlier.is_none())
+    };
+    let seen = format!("an earlier version remembered {script} for the number {vmid}; it is not run");
+    let forget = format!("rm {}", chain::file(vmid));
+    let (detail, remedy) = match &left.node {
+        None => (format!("{seen}, and there is no such guest"), forget),
+        Some(_) if facts.guests().any(plain) => (
+            format!("{seen}, since it may be of an earlier guest of that number"),
+            format!("rbd-preflight attach {vmid}, if it is this guest's; else {forget}"),
+        ),
+        Some(_) => (format!("{seen}, and the guest's config names another hookscript, or none"), forget),
+    };
+    Check::new(format!("earlier-hookscript:{vmid}"), State::Warn, detail).remedy(remedy)
+}
+
+/// A clone, a restore, or a rollback past a detach of an earlier version may have lost it.
+fn in_snapshots((vmid, scripts): &(u32, Vec<String>)) -> Check {
+    let scripts = scripts.join(", ");
+    let detail = format!(
+        "guest {vmid} runs no other hookscript than ours, and its snapshots name {scripts}: whether it should is not known"
+    );
+    let remedy = format!(
+        "to run it too: rbd-preflight detach {vmid}, set it as the guest's hookscript, rbd-preflight attach {vmid}"
+    );
+    Check::new(format!("hookscript-in-snapshots:{vmid}"), State::Unknown, detail).remedy(remedy)
+}
+
 fn elsewhere(node: &OtherNode) -> Check {
-    let name = format!("snippet:{}", node.node);
+    let name = named(&format!("snippet:{}", node.node), &node.volid);
     match node.snippet {
-        Presence::Present => Check::ok(name, SNIPPET),
+        Presence::Present => Check::ok(name, &node.volid),
         Presence::Missing => {
-            let detail =
-                format!("no {SNIPPET} there: a guest that names it neither starts there nor migrates there");
+            let detail = format!(
+                "no {} there: a guest that names it neither starts there nor migrates there",
+                node.volid
+            );
             Check::new(name, State::Warn, detail).remedy(&node.text)
         }
         Presence::Unknown => {

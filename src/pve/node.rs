@@ -162,6 +162,17 @@ pub fn quorate(root: &Root) -> Reading<bool> {
     ask_quorum(root).into()
 }
 
+/// What PVE itself goes by, and waits for before it starts guests at boot (`PVE::Cluster::check_cfs_quorum`): the owner's
+/// write bit of `/etc/pve/local`, and nothing else. A link that cannot be looked at is a no.
+pub fn pve_has_quorum(root: &Root) -> bool {
+    link(root).is_ok_and(|link| link.mode() & 0o200 != 0)
+}
+
+/// This node is one of a cluster, or may be: `/etc/pve/corosync.conf` is there, or cannot be looked for.
+pub fn is_clustered(root: &Root) -> bool {
+    exists(&root.path("/etc/pve/corosync.conf")).unwrap_or(true)
+}
+
 fn ask_quorum(root: &Root) -> Result<bool, Failure> {
     let path = root.path("/etc/pve/.members");
     let said = match std::fs::read(&path) {
@@ -349,6 +360,20 @@ mod tests {
         let tree = Tree::new(&[("/etc/pve/x", b"")]);
         symlink("nodes/a", tree.root().path("/etc/pve/local")).unwrap();
         assert_eq!(quorate(&tree.root()), Reading::Known(true));
+    }
+
+    #[test]
+    fn pve_waits_for_the_owners_write_bit_and_nothing_else() {
+        let tree = Tree::new(&[("/etc/pve/local", b""), ("/etc/pve/.members", b"{")]);
+        for (mode, quorum) in [(0o555, false), (0o755, true), (0o577, false)] {
+            let bits = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(tree.root().path("/etc/pve/local"), bits).unwrap();
+            assert_eq!(pve_has_quorum(&tree.root()), quorum, "{mode:o}");
+        }
+        assert!(!pve_has_quorum(&Tree::new(&[]).root()), "pmxcfs is not mounted");
+        assert!(!is_clustered(&tree.root()));
+        tree.write("/etc/pve/corosync.conf", b"totem {}\n");
+        assert!(is_clustered(&tree.root()));
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub enum Presence {
 pub struct OtherNode {
     /// The node.
     pub node: String,
+    /// The snippet's volume id.
+    pub volid: String,
     /// Whether it has the snippet.
     pub snippet: Presence,
     /// What puts it there, or why it is not known.
@@ -80,8 +82,8 @@ pub struct OtherNode {
 /// All that there is to report.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// The snippet, where it was needed.
-    pub snippet: Option<Placed>,
+    /// The snippet, where it was needed, under each name that guests ask for.
+    pub snippets: Vec<Placed>,
     /// The guests, by number.
     pub guests: Vec<Row>,
     /// The other nodes, by name.
@@ -115,7 +117,7 @@ impl Report {
         if self.guests.is_empty() {
             out.push_str("There was no guest to do anything to.\n");
         }
-        if let Some(placed) = &self.snippet {
+        for placed in &self.snippets {
             let _ = writeln!(out, "\nThe snippet {} {}.", plain(&placed.volid), plain(&placed.text));
         }
         if !self.nodes.is_empty() {
@@ -131,7 +133,7 @@ impl Report {
     /// The lines that would be run, and the rest as comments.
     pub fn script(&self) -> String {
         let mut out = String::new();
-        if let Some(placed) = &self.snippet {
+        for placed in &self.snippets {
             let _ = writeln!(out, "# the snippet {} {}", plain(&placed.volid), plain(&placed.text));
         }
         for row in &self.guests {
@@ -142,7 +144,8 @@ impl Report {
         if self.guests.is_empty() {
             out.push_str("# there is no guest to do anything to\n");
         }
-        let others = self.nodes.iter().map(|other| format!("{}: {}", other.node, describe(other)));
+        let others =
+            self.nodes.iter().map(|other| format!("{}: {}: {}", other.node, other.volid, describe(other)));
         for line in others.chain(self.notes.iter().cloned()) {
             let _ = writeln!(out, "# {}", plain(&line));
         }
@@ -163,7 +166,7 @@ fn row(row: &Row) -> Vec<String> {
 }
 
 fn node(other: &OtherNode) -> Vec<String> {
-    vec![other.node.clone(), describe(other)]
+    vec![other.node.clone(), other.volid.clone(), describe(other)]
 }
 
 fn describe(other: &OtherNode) -> String {

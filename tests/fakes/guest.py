@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import pve
 from pve import Died
@@ -132,11 +133,42 @@ class Tool:
                 os.unlink(pve.at(f"/proc/{pid}"))
             pve.exec_hookscript(conf, vmid, "post-stop")
 
+    def destroy(self, vmid):
+        """The config goes, and nothing besides that PVE does not know."""
+        self.load(vmid)
+        os.unlink(pve.at(self.file(vmid)))
+
+    def clone(self, vmid, new):
+        """Everything is copied but snapshots and what belongs to them; a VM gets a uuid of its own, hookscript and all."""
+        notes, conf, raw, _ = self.load(vmid)
+        conf = {key: value for key, value in conf.items() if key not in ("lock", "parent", "template")}
+        if self.kind == "qm":
+            conf["smbios1"] = f"uuid={uuid.uuid4()}"
+        self.save(new, notes, conf, raw, "")
+
+    def snapshot(self, vmid, name):
+        """A section with all settings as they are, the hookscript too."""
+        notes, conf, raw, others = self.load(vmid)
+        copied = "".join(f"{key}: {conf[key]}\n" for key in sorted(conf) if key != "lock")
+        self.save(vmid, notes, conf | {"parent": name}, raw, f"[{name}]\n{copied}" + ("\n" + others if others else ""))
+
+    def rollback(self, vmid, name):
+        """The section's settings take the place of the guest's."""
+        notes, _, raw, others = self.load(vmid)
+        section = others.split(f"[{name}]\n", 1)[1].split("\n[", 1)[0]
+        lines = (line.partition(":") for line in section.splitlines())
+        conf = {key: value.strip() for key, colon, value in lines if colon}
+        self.save(vmid, notes, conf | {"parent": name}, raw, others)
+
     def run(self, arguments):
         command, vmid, rest = arguments[0], int(arguments[1]), arguments[2:]
         if command == "set":
             self.set(vmid, rest)
-        elif command in ("config", "status", "start", "stop") and not rest:
+        elif command in ("config", "status", "start", "stop", "destroy") and not rest:
             getattr(self, command)(vmid)
+        elif command in ("snapshot", "rollback") and len(rest) == 1:
+            getattr(self, command)(vmid, rest[0])
+        elif command == "clone" and len(rest) == 1:
+            self.clone(vmid, int(rest[0]))
         else:
             raise Died(f"this stand-in does not know: {arguments}")
