@@ -3,6 +3,7 @@
 mod clients;
 mod fsids;
 mod gather;
+mod mirrors;
 mod owners;
 mod sightings;
 
@@ -13,7 +14,7 @@ use crate::action::ActionReport;
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
 use crate::ceph::identity::{ImageIdentity, Same};
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::{ImageReading, Spec, Watcher};
 use crate::kernel::blocklist::entry_of;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
@@ -123,6 +124,9 @@ pub struct DiskFacts {
     pub map_options: Option<Reading<String>>,
     /// Other guests whose configs name the same image.
     pub shared_with: Vec<u32>,
+    /// rbd-mirror's daemons at the image's pool; only looked for where a mirrored primary image is watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_daemons: Option<Reading<Vec<Watcher>>>,
     /// What speaks for the life of the owner of the image's lock; only looked for where it does not watch the image and
     /// nothing else tells ([`crate::diagnose::owner`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -236,6 +240,16 @@ impl Survey {
 }
 
 impl DiskFacts {
+    /// The watcher is an rbd-mirror daemon that copies the image to another cluster.
+    pub fn is_mirror_daemon(&self, watcher: &Watcher) -> Reading<bool> {
+        let is_it = |daemon: &Watcher| daemon.client == watcher.client && daemon.address == watcher.address;
+        match &self.mirror_daemons {
+            None => Reading::Known(false),
+            Some(Reading::Known(daemons)) => Reading::Known(daemons.iter().any(is_it)),
+            Some(Reading::Unknown(failure)) => Reading::Unknown(failure.clone()),
+        }
+    }
+
     /// `N` of the `/dev/rbdN` that PVE's link to the image leads to.
     pub fn linked_number(&self) -> Option<u32> {
         device::number(self.linked_device.as_ref()?)

@@ -90,8 +90,10 @@ fn feature_sets() -> Vec<(Features, Map)> {
 
 /// Every image and who is at it, of a guest that may be changed, by hand, without a kernel.
 fn images() -> Vec<State> {
-    use Watchers::{Blocklisted, Nobody, Other, Own, OwnAndOther, Unknown};
-    let any = [Nobody, Own, OwnAndOther, Other, Blocklisted, Unknown];
+    use Watchers::{
+        Blocklisted, Daemon, DaemonAndOther, Nobody, Other, Own, OwnAndOther, PerhapsDaemon, Unknown,
+    };
+    let any = [Nobody, Own, OwnAndOther, Other, Blocklisted, Unknown, Daemon, DaemonAndOther, PerhapsDaemon];
     let plain = State {
         features: Features::NONE,
         map: Map::Valid,

@@ -22,6 +22,7 @@ mod lineage;
 mod list;
 pub mod lock;
 pub mod map_options;
+pub mod mirror;
 pub mod monitors;
 pub mod read;
 pub mod sharing;

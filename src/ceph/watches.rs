@@ -202,11 +202,25 @@ fn watchers(image: &Listed) -> Result<Vec<Watcher>, Failure> {
 }
 
 /// The same of an image that cannot be opened, half made, damaged or without its parent: who has it open is still known
-/// to its header. librados has no call for that in C.
+/// to its header.
 fn by_rados(connection: &Connection, image: &Listed, why: &Failure) -> Result<Vec<Watcher>, Failure> {
-    let arguments = arguments(&image.spec.pool, image.spec.namespace.as_deref(), connection);
-    let command = Command::new("rados").args(arguments).args(["listwatchers", &header(&image.id)]);
-    let failed = |message: String| Failure::new(format!("{why}; list its watchers"), message);
+    let place = (image.spec.pool.as_str(), image.spec.namespace.as_deref());
+    listed_by_rados(connection, place, &header(&image.id))
+        .map_err(|failure| Failure { what: format!("{why}; {}", failure.what), ..failure })
+}
+
+/// Who watches an object of a pool and namespace; nobody, if there is none. librados has no call for that in C.
+///
+/// # Errors
+/// What `rados` said, or that it could not be run.
+pub(super) fn listed_by_rados(
+    connection: &Connection,
+    (pool, namespace): (&str, Option<&str>),
+    object: &str,
+) -> Result<Vec<Watcher>, Failure> {
+    let arguments = arguments(pool, namespace, connection);
+    let command = Command::new("rados").args(arguments).args(["listwatchers", object]);
+    let failed = |message: String| Failure::new(format!("list the watchers of {object} in {pool}"), message);
     let outcome = System.run(&command.deadline(PATIENCE)).map_err(|error| failed(format!("{error:#}")))?;
     match outcome.status {
         Status::Exit(0) => {
@@ -214,7 +228,6 @@ fn by_rados(connection: &Connection, image: &Listed, why: &Failure) -> Result<Ve
             let one = |line| a_watcher(line).ok_or_else(|| failed(format!("not understood: {line}")));
             text.lines().map(one).collect()
         }
-        // An image without a header: nobody can have it open.
         _ if outcome.said().contains("(2) No such file or directory") => Ok(Vec::new()),
         _ => Err(failed(outcome.said())),
     }

@@ -3,7 +3,7 @@
 //! `diagnose` asks it before it proposes a change, `act` asks it again on a fresh reading just before it makes one.
 
 use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, Lock, Locker, Spec};
+use crate::ceph::image::{ImageFacts, Lock, Locker, Spec, Watcher};
 use crate::kernel::Mapping;
 use crate::reading::Reading;
 use crate::survey::Survey;
@@ -43,8 +43,14 @@ pub fn guest_forbids(survey: &Survey) -> Option<String> {
     guest.template.then(|| "the guest is a template".into())
 }
 
-/// Why an image may not be changed; `None` if it may. `mapped` is where this node's kernel has it mapped.
-pub fn image_forbids(spec: &Spec, facts: &ImageFacts, mapped: &Reading<Vec<Mapping>>) -> Option<String> {
+/// Why an image may not be changed; `None` if it may. `mapped` is where this node's kernel has it mapped, `harmless` are
+/// watchers that need not be waited for.
+pub fn image_forbids(
+    spec: &Spec,
+    facts: &ImageFacts,
+    mapped: &Reading<Vec<Mapping>>,
+    harmless: &[Watcher],
+) -> Option<String> {
     if spec.image.starts_with('-') || spec.image.contains(['@', '/']) {
         return Some("its name could be taken for something else on a command line".into());
     }
@@ -86,7 +92,7 @@ pub fn image_forbids(spec: &Spec, facts: &ImageFacts, mapped: &Reading<Vec<Mappi
     }
     match (&facts.watchers, &facts.lock) {
         (Reading::Known(watchers), Reading::Known(lock)) => {
-            if let Some(watcher) = watchers.first() {
+            if let Some(watcher) = watchers.iter().find(|watcher| !harmless.contains(watcher)) {
                 return Some(format!("client.{} at {} has it open", watcher.client, watcher.address));
             }
             external_locker(lock)

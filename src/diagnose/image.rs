@@ -2,7 +2,7 @@
 
 use crate::action::{Action, ActionReport, Change, Target};
 use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed};
+use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner::{self, Life};
@@ -44,6 +44,8 @@ pub struct Image<'a> {
     pub mapped: Reading<Vec<Mapping>>,
     /// Why nothing may be changed on it; `None` if it may.
     pub forbidden: Option<String>,
+    /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that.
+    map_forbidden: Option<String>,
     /// Why nothing may be done for its guest, whatever the image; `None` if it may.
     pub guest_forbidden: Option<String>,
     /// How its changes reach it.
@@ -60,8 +62,16 @@ impl<'a> Image<'a> {
         let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
         let forbidden = guest_forbidden
             .clone()
-            .or_else(|| gate::image_forbids(&spec, facts, &mapped))
+            .or_else(|| gate::image_forbids(&spec, facts, &mapped, &[]))
             .or_else(|| owner::forbids(survey, disk));
+        let daemons = mirror_daemons(disk, facts);
+        let map_forbidden = match daemons.is_empty() {
+            true => forbidden.clone(),
+            false => guest_forbidden
+                .clone()
+                .or_else(|| gate::image_forbids(&spec, facts, &mapped, &daemons))
+                .or_else(|| owner::forbids(survey, disk)),
+        };
         let target = Target {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
@@ -78,6 +88,7 @@ impl<'a> Image<'a> {
             settings,
             mapped,
             forbidden,
+            map_forbidden,
             guest_forbidden,
             target,
             scope: policy.scope,
@@ -113,12 +124,13 @@ impl<'a> Image<'a> {
         let forbidden = self
             .guest_forbidden
             .clone()
-            .or_else(|| gate::image_forbids(&self.spec, &facts, &mapped))
+            .or_else(|| gate::image_forbids(&self.spec, &facts, &mapped, &[]))
             .or_else(|| owner::forbids(self.survey, self.disk));
         let unmapped = Image {
             facts: &facts,
             mapped,
             forbidden,
+            map_forbidden: self.map_forbidden.clone(),
             guest_forbidden: self.guest_forbidden.clone(),
             spec: self.spec.clone(),
             settings: self.settings.clone(),
@@ -243,6 +255,12 @@ impl<'a> Image<'a> {
     }
 }
 
+/// rbd-mirror's daemons among those who watch an image.
+fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
+    let watchers = facts.watchers.known().into_iter().flatten();
+    watchers.filter(|watcher| disk.is_mirror_daemon(watcher) == Reading::Known(true)).cloned().collect()
+}
+
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
 /// reason (Ceph PR 66581; a watcher that is dying), and a map that got no answer may get one the next time.
 fn tries(action: &Action, errno: Option<i32>) -> usize {
@@ -362,7 +380,12 @@ fn mirroring(image: &Image) -> Option<Finding> {
         );
     }
     let mirroring = mirroring?;
-    let detail = format!("mirrored by {}, {}, primary here", mirroring.mode, mirroring.state);
+    let daemons: Vec<String> = mirror_daemons(image.disk, image.facts)
+        .iter()
+        .map(|daemon| format!("; rbd-mirror at {} copies it", daemon.address))
+        .collect();
+    let detail =
+        format!("mirrored by {}, {}, primary here{}", mirroring.mode, mirroring.state, daemons.concat());
     let blocked = image.by_kernel() && image.facts.features.contains(Features::JOURNALING);
     let finding = Finding::new(Code::ImageMirrored, detail);
     Some(if blocked {

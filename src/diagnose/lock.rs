@@ -39,9 +39,17 @@ fn in_use(image: &Image) -> Option<Finding> {
         Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
-    let others: Vec<&Watcher> = watchers.iter().filter(|w| !is_own(w, own)).collect();
+    let mut others: Vec<&Watcher> = watchers.iter().filter(|w| !is_own(w, own)).collect();
+    others.retain(|watcher| image.disk.is_mirror_daemon(watcher) != Reading::Known(true));
     if others.is_empty() {
         return None;
+    }
+    if let Some(Reading::Unknown(failure)) = &image.disk.mirror_daemons {
+        let clients = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
+        let detail = format!(
+            "{clients}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
+        );
+        return Some(Finding::new(Code::InUseUnknown, detail));
     }
     let detail = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
     let dead = |w: &&Watcher| blocklist_of(image).is_some_and(|list| entry_of(&w.address, list).is_some());

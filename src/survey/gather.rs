@@ -19,7 +19,9 @@ use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::fsids::Fsids;
-use crate::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients, owners};
+use crate::survey::{
+    DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients, mirrors, owners,
+};
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
 use std::cell::OnceCell;
@@ -180,6 +182,7 @@ impl Look<'_> {
         let named = Named { index: self.index, fsids: &fsids };
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
+        mirrors::look(&mut surveys);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
         let places = OnceCell::new();
         for survey in &mut surveys {
@@ -204,6 +207,7 @@ impl Look<'_> {
             linked_device: None,
             map_options: None,
             lock_owner: None,
+            mirror_daemons: None,
         });
         disks.collect()
     }

@@ -37,6 +37,11 @@ pub enum Watchers {
     Other,
     /// A client that is on the blocklist, and whose watch has not run out.
     Blocklisted,
+    /// rbd-mirror, which copies the image to another cluster.
+    Daemon,
+    DaemonAndOther,
+    /// Somebody, and whether it is rbd-mirror could not be found out.
+    PerhapsDaemon,
     Unknown,
 }
 
@@ -225,6 +230,7 @@ const OWN: (&str, u64) = ("10.0.0.1:0/6", 6);
 const OWN_DEAD: (&str, u64) = ("10.0.0.1:0/5", 5);
 const OWN_OTHER: (&str, u64) = ("10.0.0.1:0/9", 9);
 const OTHER: (&str, u64) = ("10.0.0.2:0/7", 7);
+const DAEMON: (&str, u64) = ("10.0.9.1:0/4", 4);
 const BLOCKLISTED: (&str, u64) = ("10.0.0.2:0/8", 8);
 
 fn watcher((address, client): (&str, u64)) -> Watcher {
@@ -291,6 +297,11 @@ impl State {
         survey.disks[0].disk.access = if self.krbd { Access::Krbd } else { Access::Librbd };
         survey.disks[0].disk.before_hook = self.before_hook;
         survey.disks[0].lock_owner = self.owner_look();
+        survey.disks[0].mirror_daemons = match self.watchers {
+            Watchers::Daemon | Watchers::DaemonAndOther => Some(Reading::Known(vec![watcher(DAEMON)])),
+            Watchers::PerhapsDaemon => Some(unknown()),
+            _ => None,
+        };
         let Some(ImageReading::Found(facts)) = &mut survey.disks[0].reading else { panic!() };
         self.paint_image(facts);
         survey
@@ -444,6 +455,8 @@ impl State {
             Watchers::OwnAndOther => Reading::Known(vec![watcher(own), watcher(OTHER)]),
             Watchers::Other => Reading::Known(vec![watcher(OTHER)]),
             Watchers::Blocklisted => Reading::Known(vec![watcher(BLOCKLISTED)]),
+            Watchers::Daemon | Watchers::PerhapsDaemon => Reading::Known(vec![watcher(DAEMON)]),
+            Watchers::DaemonAndOther => Reading::Known(vec![watcher(DAEMON), watcher(OTHER)]),
             Watchers::Unknown => unknown(),
         };
         let live = match self.watchers {
@@ -513,6 +526,11 @@ impl State {
         matches!(self.owner, Owner::Gone | Owner::FirstLook)
     }
 
+    /// Nobody has it open but rbd-mirror, which keeps nobody from mapping it.
+    fn only_copied(&self) -> bool {
+        self.watchers == Watchers::Daemon && matches!(self.locker, Locker::Nobody | Locker::Dead)
+    }
+
     /// What the rules of the design say of a change in this state; the reason if it is forbidden.
     pub fn breaks_a_rule(&self, change: &Change) -> Option<&'static str> {
         let rule = |broken: bool, name: &'static str| broken.then_some(name);
@@ -549,7 +567,10 @@ impl State {
         by_kind
             .or(rule(self.context == Context::MigrationTarget, "alive on another node"))
             .or(rule(!self.guest_allows(), "rule 5: a guest that is not ours to change"))
-            .or(rule(on_image && !self.idle(), "rule 1 or 6: an image that somebody uses, or may use"))
+            .or(rule(
+                on_image && !self.idle() && !(matches!(change, Change::Map { .. }) && self.only_copied()),
+                "rule 1 or 6: an image that somebody uses, or may use",
+            ))
             .or(rule(is_break && self.locker != Locker::Dead, "rule 2: a live lock"))
             .or(rule(
                 on_image && self.locker == Locker::Dead && !self.owner_is_gone(),
