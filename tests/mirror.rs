@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-#[allow(dead_code)] // only a part is used here
 mod common;
 
 use common::node::{DEFAULT, Node, Ran};
