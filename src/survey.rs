@@ -202,8 +202,11 @@ impl Survey {
     pub fn dead_mappings(&self) -> impl Iterator<Item = (&Mapping, &BlocklistEntry)> {
         let mappings = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
         mappings.filter_map(|mapping| {
-            let cluster = self.clusters.iter().filter_map(Reading::known).find(|c| c.fsid == mapping.fsid)?;
-            Some((mapping, entry_of(&mapping.client_address, cluster.blocklist.known()?)?))
+            // Two users may reach one cluster, and only one of them may read the blocklist.
+            let here = self.clusters.iter().filter_map(Reading::known).filter(|c| c.fsid == mapping.fsid);
+            let lists = here.filter_map(|cluster| cluster.blocklist.known());
+            let entry = lists.filter_map(|list| entry_of(&mapping.client_address, list)).next()?;
+            Some((mapping, entry))
         })
     }
 

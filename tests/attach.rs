@@ -277,6 +277,9 @@ fn other_nodes_without_the_snippet_are_told() {
     assert!(report["nodes"][1]["text"].as_str().unwrap().contains("offline"), "{report:#}");
     write(&tree.path("/other-nodes/pve2/var/lib/vz/snippets/rbd-preflight"), "");
     assert_eq!(nodes(&["attach", "516", "--yes", "--json"]).0, ["pve2 present", "pve3 unknown"]);
+    // So soon after its boot that PVE does not know its state: it is asked all the same.
+    write(&tree.path("/unknown-nodes"), "pve2\n");
+    assert_eq!(nodes(&["attach", "516", "--yes", "--json"]).0, ["pve2 present", "pve3 unknown"]);
     // PVE lists no snippets of a storage whose content does not name them.
     write(&tree.path("/etc/pve/storage.cfg"), "dir: local\n\tpath /var/lib/vz\n\tcontent iso\n");
     assert_eq!(nodes(&["attach", "516", "--yes", "--json"]).0, ["pve2 unknown", "pve3 unknown"]);

@@ -206,8 +206,26 @@ fn an_ordinary_lock_on_the_config_does_not_forbid() {
     for lock in ["backup", "suspended"] {
         let mut survey = mendable();
         survey["guest"]["lock"] = json!(lock);
-        assert!(!see(&survey).actions.is_empty(), "{lock}");
+        let seen = see(&survey);
+        assert!(!seen.actions.is_empty(), "{lock}");
+        let told = seen.findings.iter().find(|f| f.code.name() == "guest-locked").unwrap();
+        assert!(!told.summary.contains("nothing is changed"), "{lock}: {told:?}");
     }
+}
+
+/// The second connection to a cluster may read the blocklist where the first may not.
+#[test]
+fn a_blocklist_that_one_user_may_not_read_is_read_by_another() {
+    let mut survey = healthy();
+    survey["node"]["kernel"]["mappings"] = json!({ "known": [mapping(0, 5, "")] });
+    survey["node"]["kernel"]["mappings"]["known"][0]["client_address"] = json!("10.0.0.1:0/5");
+    let mut other = survey["clusters"][0].clone();
+    other["known"]["blocklist"] =
+        json!({ "known": [{ "address": "10.0.0.1:0/5", "until": "later", "range": false }] });
+    survey["clusters"][0]["known"]["blocklist"] = unknown();
+    survey["clusters"] = json!([survey["clusters"][0], other]);
+    let survey: Survey = serde_json::from_value(survey).unwrap();
+    assert_eq!(survey.dead_mappings().count(), 1);
 }
 
 #[test]

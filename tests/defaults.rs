@@ -96,6 +96,32 @@ fn the_line_is_written_and_images_made_afterwards_have_those_features() {
     assert_eq!(backups(&node).len(), 1);
 }
 
+/// A command of PVE's was killed that held the lock. pmxcfs gives such a lock up when it is asked to, by both times of the
+/// directory set to 0; here somebody plays that. Where there is no directory for locks yet it is made, as PVE makes it.
+#[test]
+fn a_lock_whose_owner_was_killed_is_given_up_when_pmxcfs_is_asked() {
+    use std::os::unix::fs::MetadataExt;
+    let node = Node::new();
+    std::fs::remove_dir_all(node.path("/etc/pve/priv/lock")).ok();
+    let lock = node.path("/etc/pve/priv/lock/file-ceph_conf");
+    std::fs::create_dir_all(&lock).unwrap();
+    let pmxcfs = std::thread::spawn(move || {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while std::fs::metadata(&lock).is_ok_and(|lock| (lock.mtime(), lock.atime()) != (0, 0)) {
+            assert!(std::time::Instant::now() < until, "nobody asks");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        std::fs::remove_dir(&lock).unwrap();
+    });
+    let set = node.run(["defaults", "--set", "--yes"]);
+    assert_eq!(set.code, 0, "{set:?}");
+    pmxcfs.join().unwrap();
+
+    std::fs::remove_dir(node.path("/etc/pve/priv/lock")).unwrap();
+    let set = node.run(["defaults", "--set", WANTED, "--yes"]);
+    assert_eq!(set.code, 0, "{set:?}");
+}
+
 #[test]
 fn what_cannot_be_used_is_an_error_and_nothing_is_written() {
     let node = Node::new();

@@ -50,9 +50,12 @@ fn broken_vm() -> Node {
 /// Without what is another at each run: clients, addresses, times.
 fn normal(text: &str) -> String {
     let mut text = text.to_owned();
-    for (pattern, word) in
-        [(r"client\.\d+", "client.N"), (r"\d+\.\d+\.\d+\.\d+:0/\d+", "ADDRESS"), (r"\(\d+\.\d s\)", "(TIME)")]
-    {
+    for (pattern, word) in [
+        (r"client\.\d+", "client.N"),
+        (r"\d+\.\d+\.\d+\.\d+:0/\d+", "ADDRESS"),
+        (r"\(\d+\.\d s\)", "(TIME)"),
+        (r" in \d+ s", " in TIME"),
+    ] {
         text = Regex::new(pattern).unwrap().replace_all(&text, word).into_owned();
     }
     text

@@ -169,7 +169,8 @@ pub fn elsewhere(places: &[Place], runner: &dyn Runner, this: &str) -> Vec<Other
 
 /// The snippets on a node's storage.
 fn ask(runner: &dyn Runner, node: &Node, place: &Place) -> Result<Vec<Volume>, String> {
-    if node.status != "online" {
+    // `unknown` is a node of which pvestatd has not told yet: it may well answer.
+    if node.status == "offline" {
         return Err("the node is offline".to_owned());
     }
     if !place.listed {

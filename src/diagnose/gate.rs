@@ -9,7 +9,7 @@ use crate::reading::Reading;
 use crate::survey::Survey;
 
 /// `lock:` values under which a start is ordinary: vzdump of a stopped guest, resume from hibernation.
-const HARMLESS_LOCKS: [&str; 2] = ["backup", "suspended"];
+pub(super) const HARMLESS_LOCKS: [&str; 2] = ["backup", "suspended"];
 
 /// krbd's and librbd's own locks carry this tag; `rbd lock add` any other (`RBD_LOCK_TAG`).
 const INTERNAL_TAG: &str = "internal";

@@ -2,6 +2,7 @@
 
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::gate::HARMLESS_LOCKS;
 use crate::pve::guest::{Note, Refusal, RefusalKind};
 use crate::reading::Reading;
 use crate::survey::{DiskFacts, Survey};
@@ -63,7 +64,13 @@ fn state(survey: &Survey) -> Vec<Finding> {
         findings.push(Finding::new(Code::GuestStateUnknown, failure.to_string()));
     }
     if let Some(lock) = guest.locked() {
-        findings.push(Finding::new(Code::GuestLocked, format!("lock: {lock}")));
+        let mut finding = Finding::new(Code::GuestLocked, format!("lock: {lock}"));
+        if HARMLESS_LOCKS.contains(&lock) {
+            finding.summary =
+                "the guest's config is locked, in a way that keeps nothing from being repaired".to_owned();
+            finding = finding.remedy(RemedyKind::None, "");
+        }
+        findings.push(finding);
     }
     if guest.template {
         findings.push(Finding::new(Code::GuestTemplate, "template: 1"));

@@ -18,6 +18,8 @@ use crate::reading::Reading;
 use crate::report::defaults::{json, report};
 use crate::report::json::{SCHEMA, printed};
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::stat::utimes;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
@@ -29,6 +31,8 @@ use std::time::{Duration, Instant};
 const CONF: &str = "/etc/pve/ceph.conf";
 /// What PVE's own commands hold while they change ceph.conf (`PVE::Cluster::cfs_lock_file`).
 const LOCK: &str = "/etc/pve/priv/lock/file-ceph_conf";
+/// Where PVE's locks on the cluster's files are.
+const LOCKS: &str = "/etc/pve/priv/lock";
 /// PVE waits as long.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -271,7 +275,10 @@ fn replace(file: &Path, old: &str, new: &str, backup: &Path) -> Result<()> {
     Ok(())
 }
 
-/// PVE's lock on ceph.conf, a directory; let go when it is dropped.
+/// PVE's lock on ceph.conf, a directory in pmxcfs, taken as PVE takes it (`PVE::Cluster`, `cfs_lock`): the directory that
+/// such locks are in is made if it is not there, and after each try that failed pmxcfs is asked to give up the lock, which
+/// it does where the lock is older than 120 s. Without being asked it keeps one for ever whose owner was killed. Let go
+/// when it is dropped.
 struct PveLock(PathBuf);
 
 impl PveLock {
@@ -280,6 +287,7 @@ impl PveLock {
         loop {
             match std::fs::create_dir(&path) {
                 Ok(()) => return Ok(Self(path)),
+                Err(error) if error.kind() == ErrorKind::NotFound && made_locks(node).is_ok() => {}
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                     return Err(error).with_context(|| format!("cannot lock {CONF} by {LOCK}"));
                 }
@@ -288,10 +296,19 @@ impl PveLock {
                         format!("nothing was changed: another task holds {CONF} by {LOCK}; try again later");
                     return Err(Coded::error(Exit::Busy, why));
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                Err(_) => {
+                    // Both times 0 are the request; whether it is granted shows the next try.
+                    let _ = utimes(&path, &TimeVal::zero(), &TimeVal::zero());
+                    std::thread::sleep(Duration::from_millis(200));
+                }
             }
         }
     }
+}
+
+/// Makes the directory of PVE's locks, which comes with `pvecm updatecerts`.
+fn made_locks(node: &Node<'_>) -> std::io::Result<()> {
+    std::fs::create_dir(node.root.path(LOCKS))
 }
 
 impl Drop for PveLock {
