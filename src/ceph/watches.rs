@@ -2,30 +2,28 @@
 //!
 //! A watch is a registration on an image's header object, which the OSD drops `osd_client_watch_timeout` after it last
 //! heard of its client (`Watch::got_ping` in Ceph's `src/osd/Watch.cc`). Only who opens an image for writing has one.
-//! To ask for watches librbd has to open the image, which takes milliseconds; to ask for its lock takes one short request.
-//! So first each image is asked for its lock: whoever writes to an image with exclusive-lock owns that. The images whose
-//! locks such a client owns are then looked at, and of all others as many as there is time for.
+//! No image is opened for this: there may be thousands, and some may be in a state that ends librbd. Each is asked for its
+//! lock, one short request: whoever writes to an image with exclusive-lock owns that. Who watches the images whose locks such
+//! a client owns is then asked by `rados`, and of those that nobody has locked as many as there is time for.
 
 use crate::ceph::alive::bare_address;
 use crate::ceph::background::{self, Wanted};
 use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
-use crate::ceph::facts::read_watchers;
 use crate::ceph::image::{Spec, Watcher};
 use crate::ceph::list;
 use crate::ceph::read::{PoolName, side_by_side};
 use crate::process::{Command, Runner, Status, System};
 use crate::pve::connection::{Connection, arguments};
 use crate::reading::{Failure, Reading};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const ENOENT: Errno = 2;
 const ERANGE: Errno = 34;
 const ETIMEDOUT: Errno = 110;
-/// How long `rados` may take for an image that cannot be opened.
+/// How long `rados` may take for one image.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was seen of the images of some pools.
@@ -37,6 +35,8 @@ pub struct Watches {
     pub images: Vec<(Spec, Vec<Watcher>)>,
     /// What had to be looked at and could not be, and why: one of the clients may have it open.
     pub unread: Vec<Failure>,
+    /// The pools whose images could not even be listed: this user may not.
+    pub closed: Vec<(PoolName, Failure)>,
     /// `osd_client_watch_timeout`, as it holds for this client: one that is set for OSDs alone is not seen. `None` where
     /// there is no ceph.conf that could have set it.
     pub watch_timeout: Option<Duration>,
@@ -49,7 +49,7 @@ pub struct Search {
     pub pools: Vec<PoolName>,
     /// The clients' numbers: 4127 is `client.4127`.
     pub clients: Vec<u64>,
-    /// How long images are looked at that none of the clients has locked; what is left over then is left out.
+    /// How long images are looked at that nobody has locked; what is left over then is left out.
     pub others: Duration,
 }
 
@@ -57,12 +57,13 @@ pub struct Search {
 /// Returns by `deadline` and at most a second; what had to be looked at and was not by then is unread.
 pub fn read_watches(connection: &Connection, search: &Search, deadline: Duration) -> Reading<Watches> {
     let (mut cluster, mut over) = (None, false);
-    let (mut images, mut unread) = (Vec::new(), Vec::new());
+    let (mut images, mut unread, mut closed) = (Vec::new(), Vec::new(), Vec::new());
     let job = Job { connection: connection.clone(), search: search.clone(), deadline };
     let hear = |news| match news {
         News::Connected(result) => cluster = Some(result),
         News::Image(spec, watchers) => images.push((spec, watchers)),
         News::Unread(failure) => unread.push(failure),
+        News::Closed(pool, failure) => closed.push((pool, failure)),
         News::Over => over = true,
     };
     if let Err(failure) = background::run(deadline, move |tell, wanted| job.run(tell, wanted), hear) {
@@ -74,7 +75,7 @@ pub fn read_watches(connection: &Connection, search: &Search, deadline: Duration
             if !over {
                 unread.push(late("look through all images of"));
             }
-            Reading::Known(Watches { fsid, images, unread, watch_timeout })
+            Reading::Known(Watches { fsid, images, unread, closed, watch_timeout })
         }
         Some(Err(failure)) => Reading::Unknown(failure),
         None => Reading::Unknown(late("connect to")),
@@ -85,6 +86,7 @@ enum News {
     Connected(Result<(String, Option<Duration>), Failure>),
     Image(Spec, Vec<Watcher>),
     Unread(Failure),
+    Closed(PoolName, Failure),
     /// All that had to be looked at was.
     Over,
 }
@@ -112,23 +114,23 @@ impl Job {
         let fsid = session.fsid().map_err(|errno| Failure::errno("read the cluster's fsid", errno));
         let _ = tell.send(News::Connected(fsid.map(|fsid| (fsid, self.watch_timeout(&session)))));
         let mut images = Vec::new();
-        for (pool, namespace) in &self.search.pools {
-            match listed(&session, pool, namespace.as_deref()) {
+        for place in &self.search.pools {
+            match listed(&session, &place.0, place.1.as_deref()) {
                 Ok(more) => images.extend(more),
-                Err(failure) => drop(tell.send(News::Unread(failure))),
+                Err(failure) => drop(tell.send(News::Closed(place.clone(), failure))),
             }
         }
-        let locked: Vec<AtomicBool> = images.iter().map(|_| AtomicBool::new(false)).collect();
-        side_by_side(&images, wanted, |index, image| match self.has_locked(image) {
-            Ok(false) => {}
-            Ok(true) => locked[index].store(true, Ordering::Relaxed),
+        let locks: Mutex<Vec<(usize, Lock)>> = Mutex::default();
+        side_by_side(&images, wanted, |index, image| match self.lock_of(image) {
+            Ok(Lock::Others) => {}
+            Ok(lock) => locks.lock().unwrap_or_else(PoisonError::into_inner).push((index, lock)),
             Err(failure) => drop(tell.send(News::Unread(failure))),
         });
-        let (locked, others): (Vec<_>, Vec<_>) =
-            images.into_iter().zip(locked).partition(|(_, locked)| locked.load(Ordering::Relaxed));
-        side_by_side(&locked, wanted, |_, (image, _)| {
-            let read = watchers(image).or_else(|failure| by_rados(&self.connection, image, &failure));
-            let _ = tell.send(match read {
+        let locks = locks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (theirs, free): (Vec<_>, Vec<_>) = locks.into_iter().partition(|(_, lock)| *lock == Lock::Theirs);
+        side_by_side(&theirs, wanted, |_, (index, _)| {
+            let image = &images[*index];
+            let _ = tell.send(match watchers(&self.connection, image) {
                 Ok(watchers) => News::Image(image.spec.clone(), watchers),
                 Err(failure) => News::Unread(failure),
             });
@@ -137,8 +139,9 @@ impl Job {
             let _ = tell.send(News::Over);
         }
         let until = Instant::now() + self.search.others;
-        side_by_side(&others, wanted, |_, (image, _)| {
-            if let Some(Ok(watchers)) = (Instant::now() < until).then(|| watchers(image)) {
+        side_by_side(&free, wanted, |_, (index, _)| {
+            let image = &images[*index];
+            if let Some(Ok(watchers)) = (Instant::now() < until).then(|| watchers(&self.connection, image)) {
                 let _ = tell.send(News::Image(image.spec.clone(), watchers));
             }
         });
@@ -150,17 +153,30 @@ impl Job {
         told.trim().parse().ok().map(Duration::from_secs)
     }
 
-    /// One of the clients owns the image's lock, or may own it.
-    fn has_locked(&self, image: &Listed) -> Result<bool, Failure> {
-        let answer = image.pool.class_method(c"lock", &header(&image.id), "get_info", &LOCK_NAME);
-        match answer {
-            Ok(answer) => Ok(self.search.clients.iter().any(|client| names(&answer, *client))),
-            // No header, so that nobody can have it open; or more lockers than the exclusive lock has.
-            Err(ENOENT) => Ok(false),
-            Err(ERANGE) => Ok(true),
+    fn lock_of(&self, image: &Listed) -> Result<Lock, Failure> {
+        match image.pool.class_method(c"lock", &header(&image.id), "get_info", &LOCK_NAME) {
+            Ok(answer) if self.search.clients.iter().any(|client| names(&answer, *client)) => {
+                Ok(Lock::Theirs)
+            }
+            Ok(answer) if has_owners(&answer) => Ok(Lock::Others),
+            Ok(_) => Ok(Lock::Nobodys),
+            // No header, so that nobody can have it open; or more owners than an exclusive lock has.
+            Err(ENOENT) => Ok(Lock::Others),
+            Err(ERANGE) => Ok(Lock::Theirs),
             Err(errno) => Err(Failure::errno(format!("read the lock of {}", image.spec), errno)),
         }
     }
+}
+
+/// Who owns the lock of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    /// One of the clients that are looked for, or perhaps one of them.
+    Theirs,
+    /// Somebody else.
+    Others,
+    /// Nobody: it may be open all the same.
+    Nobodys,
 }
 
 /// `cls_lock_get_info_op` for the lock `rbd_lock` (Ceph's `src/cls/lock/cls_lock_ops.h`): version 1, compatible with 1,
@@ -173,6 +189,11 @@ fn names(answer: &[u8], client: u64) -> bool {
     let mut name = [8_u8; 9];
     name[1..].copy_from_slice(&client.to_le_bytes());
     answer.windows(name.len()).any(|bytes| bytes == name)
+}
+
+/// Whether an answer to `get_info` names an owner at all: their number comes after six bytes of version and length.
+fn has_owners(answer: &[u8]) -> bool {
+    answer.get(6..10) != Some(&[0; 4])
 }
 
 fn header(id: &str) -> String {
@@ -194,19 +215,8 @@ fn listed(session: &Arc<Cluster>, pool: &str, namespace: Option<&str>) -> Result
     Ok(all.collect())
 }
 
-fn watchers(image: &Listed) -> Result<Vec<Watcher>, Failure> {
-    match image.pool.open(&image.spec.image).map(|open| read_watchers(&image.spec, &open)) {
-        Ok(Reading::Known(watchers)) => Ok(watchers),
-        Ok(Reading::Unknown(failure)) | Err(failure) => Err(failure),
-    }
-}
-
-/// The same of an image that cannot be opened, half made, damaged or without its parent: who has it open is still known
-/// to its header.
-fn by_rados(connection: &Connection, image: &Listed, why: &Failure) -> Result<Vec<Watcher>, Failure> {
-    let place = (image.spec.pool.as_str(), image.spec.namespace.as_deref());
-    listed_by_rados(connection, place, &header(&image.id))
-        .map_err(|failure| Failure { what: format!("{why}; {}", failure.what), ..failure })
+fn watchers(connection: &Connection, image: &Listed) -> Result<Vec<Watcher>, Failure> {
+    listed_by_rados(connection, (&image.spec.pool, image.spec.namespace.as_deref()), &header(&image.id))
 }
 
 /// Who watches an object of a pool and namespace; nobody, if there is none. librados has no call for that in C.
@@ -250,6 +260,7 @@ mod tests {
     fn a_client_is_found_by_its_number_in_an_answer() {
         let answer = b"\x01\x01\x30\0\0\0\x01\0\0\0\x01\x01\x0d\0\0\0\x08\x1f\x10\0\0\0\0\0\0\x01\0\0\0a";
         assert!(names(answer, 4127) && !names(answer, 4128) && !names(answer, 31));
+        assert!(has_owners(answer) && !has_owners(b"\x01\x01\x09\0\0\0\0\0\0\0\0\0\0\0\0"));
     }
 
     #[test]

@@ -3,23 +3,22 @@
 
 use crate::ceph::image::Spec;
 use crate::ceph::read::PoolName;
-use crate::ceph::sharing::share;
-use crate::ceph::watches::{Search, Watches, read_watches};
+use crate::ceph::watches::{Search, read_watches};
 use crate::clock;
 use crate::diagnose::owner::{self, same_client};
 use crate::pve::connection::{Connection, connection};
-use crate::pve::storage::StorageConfig;
+use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::sightings::unwatched_for;
 use crate::survey::{Fsids, OwnerLook, Survey};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What Ceph takes where nobody has set `osd_client_watch_timeout`.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long images are looked at that the owners have not locked: several hundred of them and more.
+/// How long images are looked at that nobody has locked: those of guests that do not run, for the most part.
 const OTHERS: Duration = Duration::from_secs(1);
 
 /// Looks for the owners of locks of which nothing else says whether they live. Nothing is asked for longer than `limit`.
@@ -75,6 +74,11 @@ fn fsid_of(survey: &Survey, disk: usize) -> Option<String> {
     Some(survey.cluster_of(&survey.disks[disk])?.known()?.fsid.clone())
 }
 
+/// The pool and namespace of a storage.
+fn place(storage: &RbdStorage) -> PoolName {
+    (storage.pool.clone(), storage.namespace.clone())
+}
+
 /// What was seen of a cluster's images.
 #[derive(Default)]
 struct Seen {
@@ -84,8 +88,8 @@ struct Seen {
 }
 
 impl Seen {
-    /// Looks at the images of the pools of all storages of this node that lie, or may lie, in a cluster; and at what was
-    /// read of the guests' own images just now.
+    /// Looks at the images of the pools of all storages of this node that are known to lie in a cluster. One connection is
+    /// asked for all of them, a storage of the guests'; what its user may not list, the pool's own storage is asked for.
     fn of(
         root: &Root,
         config: &StorageConfig,
@@ -96,53 +100,56 @@ impl Seen {
     ) -> Self {
         let mut seen = Self::default();
         let Some(node) = surveys.first().map(|survey| survey.node.name.as_str()) else { return seen };
-        let here = config.rbd.iter().filter(|storage| storage.is_on(node) && fsids.may_be(&storage.id, fsid));
-        let mut wanted: Vec<(Connection, PoolName, bool)> = Vec::new();
-        for storage in here {
-            let known = fsids.of(&storage.id) == Some(fsid);
-            match connection(root, storage) {
-                Ok(connection) => {
-                    wanted.push((connection, (storage.pool.clone(), storage.namespace.clone()), known));
-                }
-                Err(failure) if known => seen.unread.push(failure.to_string()),
-                Err(_) => {}
+        let until = Instant::now() + limit;
+        let own =
+            |storage: &&RbdStorage| surveys.iter().any(|survey| survey.storages.contains_key(&storage.id));
+        let here =
+            config.rbd.iter().filter(|storage| storage.is_on(node) && fsids.of(&storage.id) == Some(fsid));
+        let (own, others): (Vec<&RbdStorage>, Vec<&RbdStorage>) = here.partition(own);
+        let storages = [own, others].concat();
+        let mut open: BTreeSet<PoolName> = storages.iter().map(|storage| place(storage)).collect();
+        let mut closed: BTreeMap<PoolName, String> = BTreeMap::new();
+        for (index, storage) in storages.into_iter().enumerate() {
+            let pools: Vec<PoolName> = match index {
+                0 => std::mem::take(&mut open).into_iter().collect(),
+                _ => closed.keys().filter(|pool| **pool == place(storage)).cloned().collect(),
+            };
+            if !pools.is_empty() {
+                let left = until.saturating_duration_since(Instant::now());
+                let search = Search { pools, clients: clients.to_vec(), others: OTHERS.min(left / 2) };
+                seen.ask(root, storage, &search, left, &mut closed);
             }
         }
-        let shared = share(&wanted.iter().map(|(connection, ..)| connection.clone()).collect::<Vec<_>>());
-        std::thread::scope(|scope| {
-            let asked = shared.connections.iter().enumerate().map(|(index, connection)| {
-                let here = wanted.iter().zip(&shared.of).filter(|(_, of)| **of == index);
-                let known = here.clone().any(|((.., known), _)| *known);
-                let pools: BTreeSet<PoolName> = here.map(|((_, pool, _), _)| pool.clone()).collect();
-                let (pools, clients) = (pools.into_iter().collect(), clients.to_vec());
-                let search = Search { pools, clients, others: OTHERS.min(limit / 2) };
-                (known, scope.spawn(move || read_watches(connection, &search, limit)))
-            });
-            for (known, thread) in asked.collect::<Vec<_>>() {
-                let watches = thread.join().unwrap_or_else(|_| {
-                    let what = "the reader panicked; this is a fault of rbd-preflight";
-                    Reading::Unknown(Failure::new("look for the owners of locks", what))
-                });
-                seen.add(watches, known, fsid);
-            }
-        });
+        seen.unread.extend(closed.into_values());
         seen
     }
 
-    /// A storage of which it is not known that it lies in the cluster, and that does not say so, is none of it.
-    fn add(&mut self, watches: Reading<Watches>, known: bool, fsid: &str) {
-        match watches {
-            Reading::Known(watches) if watches.fsid == fsid => {
-                self.watch_timeout = self.watch_timeout.max(watches.watch_timeout);
-                self.unread.extend(watches.unread.iter().map(Failure::to_string));
-                self.images.extend(watches.images.into_iter().map(|(spec, watchers)| {
-                    (spec, watchers.into_iter().map(|watcher| watcher.address).collect())
-                }));
+    /// Searches by one storage's connection; pools that it may not list are, or stay, among the closed ones.
+    fn ask(
+        &mut self,
+        root: &Root,
+        storage: &RbdStorage,
+        search: &Search,
+        limit: Duration,
+        closed: &mut BTreeMap<PoolName, String>,
+    ) {
+        let read = |connection: Connection| read_watches(&connection, search, limit);
+        let watches = match connection(root, storage).map_or_else(Reading::Unknown, read) {
+            Reading::Known(watches) => watches,
+            Reading::Unknown(failure) => {
+                closed.extend(search.pools.iter().map(|pool| (pool.clone(), failure.to_string())));
+                return;
             }
-            Reading::Known(_) => {}
-            Reading::Unknown(failure) if known => self.unread.push(failure.to_string()),
-            Reading::Unknown(_) => {}
-        }
+        };
+        search.pools.iter().for_each(|pool| drop(closed.remove(pool)));
+        closed.extend(watches.closed.into_iter().map(|(pool, failure)| (pool, failure.to_string())));
+        self.watch_timeout = self.watch_timeout.max(watches.watch_timeout);
+        self.unread.extend(watches.unread.iter().map(Failure::to_string));
+        self.images.extend(
+            watches.images.into_iter().map(|(spec, watchers)| {
+                (spec, watchers.into_iter().map(|watcher| watcher.address).collect())
+            }),
+        );
     }
 
     fn open_by(&self, address: &str) -> Vec<String> {
