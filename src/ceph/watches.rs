@@ -16,6 +16,7 @@ use crate::ceph::read::{PoolName, side_by_side};
 use crate::process::{Command, Runner, Status, System};
 use crate::pve::connection::{Connection, arguments};
 use crate::reading::{Failure, Reading};
+use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ pub struct Watches {
 pub struct Search {
     /// Pools, and namespaces in them, of one cluster.
     pub pools: Vec<PoolName>,
+    /// Images of which it is known who watches them.
+    pub known: BTreeSet<Spec>,
     /// The clients' numbers: 4127 is `client.4127`.
     pub clients: Vec<u64>,
     /// How long images are looked at that nobody has locked; what is left over then is left out.
@@ -120,6 +123,7 @@ impl Job {
                 Err(failure) => drop(tell.send(News::Closed(place.clone(), failure))),
             }
         }
+        images.retain(|image| !self.search.known.contains(&image.spec));
         let locks: Mutex<Vec<(usize, Lock)>> = Mutex::default();
         side_by_side(&images, wanted, |index, image| match self.lock_of(image) {
             Ok(Lock::Others) => {}

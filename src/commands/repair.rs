@@ -198,11 +198,15 @@ fn of_guest(
     let mut session = Session::open(root, vmid)?;
     let limit = bounds.for_guest(&mut session.policy);
     let check = session.policy.settings.check_deadline;
-    let survey = match seen {
-        Some(report) => report.survey,
-        None => session.observe(limit.map_or(check, |limit| limit.min(check)))?,
+    let before = match seen {
+        // At boot it is judged by what is left to do it in.
+        Some(report) if bounds.boot => assess(report.survey, &session.policy),
+        Some(report) => report,
+        None => {
+            let survey = session.observe(limit.map_or(check, |limit| limit.min(check)))?;
+            assess(survey, &session.policy)
+        }
     };
-    let before = assess(survey, &session.policy);
     if options.manner.dry_run {
         if !options.manner.json {
             show_plan(&before);

@@ -1,7 +1,7 @@
 //! Whether the owners of locks live that have no watch on their images: the images of all pools that guests of this node
 //! use are looked at, and again by a later look.
 
-use crate::ceph::image::Spec;
+use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::PoolName;
 use crate::ceph::watches::{Search, read_watches};
 use crate::clock;
@@ -74,6 +74,19 @@ fn fsid_of(survey: &Survey, disk: usize) -> Option<String> {
     Some(survey.cluster_of(&survey.disks[disk])?.known()?.fsid.clone())
 }
 
+/// The guests' own images in a cluster whose watchers are known, and the addresses of those.
+fn read_already(surveys: &[Survey], fsid: &str) -> BTreeMap<Spec, Vec<String>> {
+    let disks = surveys.iter().flat_map(|survey| survey.disks.iter().map(move |disk| (survey, disk)));
+    let read = disks.filter_map(|(survey, disk)| match &disk.reading {
+        Some(ImageReading::Found(facts)) if survey.identity(disk)?.fsid == fsid => {
+            let watchers = facts.watchers.known()?.iter();
+            Some((disk.spec()?, watchers.map(|watcher| watcher.address.clone()).collect()))
+        }
+        _ => None,
+    });
+    read.collect()
+}
+
 /// The pool and namespace of a storage.
 fn place(storage: &RbdStorage) -> PoolName {
     (storage.pool.clone(), storage.namespace.clone())
@@ -98,7 +111,8 @@ impl Seen {
         (fsid, clients): (&str, &[u64]),
         limit: Duration,
     ) -> Self {
-        let mut seen = Self::default();
+        let mut seen = Self { images: read_already(surveys, fsid), ..Self::default() };
+        let known: BTreeSet<Spec> = seen.images.keys().cloned().collect();
         let Some(node) = surveys.first().map(|survey| survey.node.name.as_str()) else { return seen };
         let until = Instant::now() + limit;
         let own =
@@ -116,7 +130,9 @@ impl Seen {
             };
             if !pools.is_empty() {
                 let left = until.saturating_duration_since(Instant::now());
-                let search = Search { pools, clients: clients.to_vec(), others: OTHERS.min(left / 2) };
+                // Of many guests none is repaired by this look, and it is to be over soon.
+                let others = if surveys.len() > 1 { Duration::ZERO } else { OTHERS.min(left / 2) };
+                let search = Search { pools, known: known.clone(), clients: clients.to_vec(), others };
                 seen.ask(root, storage, &search, left, &mut closed);
             }
         }
