@@ -10,9 +10,11 @@ use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Snapshot, Spec, Watcher};
 use rbd_preflight::ceph::lock::{NotBroken, break_stale_lock};
 use rbd_preflight::ceph::map_options::{read_map_options, read_release};
+use rbd_preflight::ceph::mirror::read_mirror_daemons;
 use rbd_preflight::ceph::read::read_cluster;
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::client::{Identity, PlainMap, Sharing};
+use rbd_preflight::pve::connection::Connection;
 use rbd_preflight::reading::Reading;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -352,6 +354,25 @@ fn an_image_that_the_user_may_not_read_is_unknown() {
     for image in known(&reading).1 {
         let ImageReading::Unknown(failure) = image else { panic!("{image:?}") };
         assert_eq!(failure.errno, Some(1), "{failure}");
+    }
+}
+
+/// That nobody watches is only said by the pool itself: what leads there and is missing ends with the same errno.
+#[test]
+fn an_object_without_watchers_is_told_from_one_that_could_not_be_asked() {
+    let lab = Lab::shared();
+    let ask = |connection: &Connection, pool: &str| {
+        read_mirror_daemons(connection, pool, None, Duration::from_secs(60))
+    };
+    let connection = lab.connection("admin");
+    // The pool has no mirroring, so there is no such object.
+    assert_eq!(ask(&connection, "pool2"), Reading::Known(Vec::new()));
+    let nowhere = || Some("/nonexistent/file".to_owned());
+    let no_keyring = Connection { keyring: nowhere(), ..connection.clone() };
+    let no_conf = Connection { conf: nowhere(), ..connection.clone() };
+    for (connection, pool) in [(&connection, "no-such-pool"), (&no_keyring, "pool2"), (&no_conf, "pool2")] {
+        let told = ask(connection, pool);
+        assert!(told.failure().is_some(), "{connection:?} {pool}: {told:?}");
     }
 }
 

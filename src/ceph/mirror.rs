@@ -3,22 +3,24 @@
 //! The daemon of the other site opens each image that it copies from here for writing, and so is one of its watchers
 //! (`BootstrapRequest`, `snapshot::Replayer` in Ceph's `src/tools/rbd_mirror/image_replayer`). It writes nothing to a primary image
 //! but its own snapshots' state. What tells it from a writer: it also watches the pool's object `rbd_mirroring`
-//! (`librbd::MirroringWatcher`), which nothing else in Ceph does. Seen on 16.2.15.
+//! (`librbd::MirroringWatcher`), which nothing else in Ceph does. Seen on 16.2.15, 18.2.7 and 20.2.4.
 
 use crate::ceph::image::Watcher;
 use crate::ceph::watches::listed_by_rados;
 use crate::pve::connection::Connection;
 use crate::reading::Reading;
+use std::time::Duration;
 
 /// Holds the mirroring of a pool, or of a namespace in it (`RBD_MIRRORING` in `src/cls/rbd/cls_rbd_types.h`).
 const MIRRORING: &str = "rbd_mirroring";
 
-/// The rbd-mirror daemons that are at the images of a pool and namespace. Asked by `rados`, which takes a few seconds at
-/// most: librados has no call for it in C.
+/// The rbd-mirror daemons that are at the images of a pool and namespace. Asked by `rados`, for at most
+/// `limit` and never more than a few seconds: librados has no call for it in C.
 pub fn read_mirror_daemons(
     connection: &Connection,
     pool: &str,
     namespace: Option<&str>,
+    limit: Duration,
 ) -> Reading<Vec<Watcher>> {
-    listed_by_rados(connection, (pool, namespace), MIRRORING).into()
+    listed_by_rados(connection, (pool, namespace), MIRRORING, limit).into()
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const ENOENT: Errno = 2;
 const ERANGE: Errno = 34;
 const ETIMEDOUT: Errno = 110;
-/// How long `rados` may take for one image.
+/// How long `rados` may take for one object at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was seen of the images of some pools.
@@ -220,10 +220,15 @@ fn listed(session: &Arc<Cluster>, pool: &str, namespace: Option<&str>) -> Result
 }
 
 fn watchers(connection: &Connection, image: &Listed) -> Result<Vec<Watcher>, Failure> {
-    listed_by_rados(connection, (&image.spec.pool, image.spec.namespace.as_deref()), &header(&image.id))
+    listed_by_rados(
+        connection,
+        (&image.spec.pool, image.spec.namespace.as_deref()),
+        &header(&image.id),
+        PATIENCE,
+    )
 }
 
-/// Who watches an object of a pool and namespace; nobody, if there is none. librados has no call for that in C.
+/// Who watches an object of a pool and namespace; nobody, if there is none. Asked for at most `limit`. librados has no call for that in C.
 ///
 /// # Errors
 /// What `rados` said, or that it could not be run.
@@ -231,18 +236,23 @@ pub(super) fn listed_by_rados(
     connection: &Connection,
     (pool, namespace): (&str, Option<&str>),
     object: &str,
+    limit: Duration,
 ) -> Result<Vec<Watcher>, Failure> {
     let arguments = arguments(pool, namespace, connection);
     let command = Command::new("rados").args(arguments).args(["listwatchers", object]);
     let failed = |message: String| Failure::new(format!("list the watchers of {object} in {pool}"), message);
-    let outcome = System.run(&command.deadline(PATIENCE)).map_err(|error| failed(format!("{error:#}")))?;
+    let outcome =
+        System.run(&command.deadline(PATIENCE.min(limit))).map_err(|error| failed(format!("{error:#}")))?;
     match outcome.status {
         Status::Exit(0) => {
             let text = String::from_utf8_lossy(&outcome.stdout);
             let one = |line| a_watcher(line).ok_or_else(|| failed(format!("not understood: {line}")));
             text.lines().map(one).collect()
         }
-        _ if outcome.said().contains("(2) No such file or directory") => Ok(Vec::new()),
+        // Of the object itself: a pool, a keyring or a ceph.conf that is not there is told with the same errno.
+        _ if outcome.said().contains(&format!("error listing watchers {pool}/{object}: (2)")) => {
+            Ok(Vec::new())
+        }
         _ => Err(failed(outcome.said())),
     }
 }

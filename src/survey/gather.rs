@@ -182,7 +182,7 @@ impl Look<'_> {
         let named = Named { index: self.index, fsids: &fsids };
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
-        mirrors::look(&mut surveys);
+        mirrors::look(&mut surveys, self.limit);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
         let places = OnceCell::new();
         for survey in &mut surveys {

@@ -8,17 +8,18 @@ use crate::pve::connection::Connection;
 use crate::reading::Reading;
 use crate::survey::{DiskFacts, Survey};
 use std::collections::HashMap;
+use std::time::Duration;
 
 type Place = (Connection, String, Option<String>);
 
-/// Looks for them, once for each pool and namespace.
-pub fn look(surveys: &mut [Survey]) {
+/// Looks for them, once for each pool and namespace, which may take `limit` each.
+pub fn look(surveys: &mut [Survey], limit: Duration) {
     let mut known: HashMap<Place, Reading<Vec<Watcher>>> = HashMap::new();
     for survey in surveys.iter_mut().filter(|survey| !is_to_be_open(survey)) {
         for disk in 0..survey.disks.len() {
             let Some(place) = place(survey, &survey.disks[disk]) else { continue };
             let (connection, pool, namespace) = &place;
-            let read = || read_mirror_daemons(connection, pool, namespace.as_deref());
+            let read = || read_mirror_daemons(connection, pool, namespace.as_deref(), limit);
             let daemons = known.entry(place.clone()).or_insert_with(read).clone();
             survey.disks[disk].mirror_daemons = Some(daemons);
         }
