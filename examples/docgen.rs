@@ -79,7 +79,10 @@ fn files(roff: &mut Roff) {
         (settings::CLUSTER_FILE, "Settings of all nodes of the cluster; those of the node go over them."),
         (chain::DIRECTORY, "The hookscripts that guests had before they were attached, one file a guest."),
         (journal::DIRECTORY, "The journal of all changes."),
-        (run_lock::DIRECTORY, "Locks of runs that change something."),
+        (
+            run_lock::RUN,
+            "Locks of runs that change something, and since when a lock's owner has been without a watch.",
+        ),
     ] {
         roff.control("TP", []);
         roff.text([bold(path)]);

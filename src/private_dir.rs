@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How often to look whether a lock is free: short against a start, long against a processor.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Where the tool's own files are that need not outlive this boot: the locks between runs, and what was seen of clients.
+pub const RUN: &str = "/run/rbd-preflight";
+
 /// A file's name is at most 255 bytes long; a longer one is cut here and ends with a hash of the whole.
 const LONGEST_NAME: usize = 200;
 

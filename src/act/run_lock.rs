@@ -2,6 +2,7 @@
 //! the kernel frees when its process ends, however it ends. The files stay; an unlocked one means nothing.
 
 use crate::ceph::identity::ImageIdentity;
+pub use crate::private_dir::RUN;
 use crate::private_dir::{PrivateDir, file_name, lock_within};
 use crate::root::Root;
 use anyhow::{Context, Result};
@@ -12,9 +13,6 @@ use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
-
-/// Where the lock files are.
-pub const DIRECTORY: &str = "/run/rbd-preflight";
 
 /// What is locked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +82,7 @@ impl RunLock {
     /// [`Busy`].
     pub fn acquire(root: &Root, name: &Name, holder: Holder, timeout: Duration) -> Result<Self> {
         let started = Instant::now();
-        let directory = PrivateDir::create(&root.path(DIRECTORY))?;
+        let directory = PrivateDir::create(&root.path(RUN))?;
         let file = directory.file(&name.file(), OFlag::O_CREAT | OFlag::O_RDWR)?;
         let file = match lock_within(file, FlockArg::LockExclusiveNonblock, timeout) {
             Ok(file) => file,
@@ -275,10 +273,10 @@ mod tests {
     #[test]
     fn a_link_in_its_place_is_not_followed() {
         let (directory, root) = root();
-        std::fs::create_dir_all(root.path(DIRECTORY)).unwrap();
+        std::fs::create_dir_all(root.path(RUN)).unwrap();
         let victim = directory.path().join("victim");
         std::fs::write(&victim, "precious").unwrap();
-        std::os::unix::fs::symlink(&victim, root.path(DIRECTORY).join(disk("a").file())).unwrap();
+        std::os::unix::fs::symlink(&victim, root.path(RUN).join(disk("a").file())).unwrap();
         assert!(RunLock::acquire(&root, &disk("a"), US, SOON).is_err());
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
     }

@@ -1,11 +1,12 @@
 //! Whether the owners of locks live that have no watch on their images: the images of all pools that guests of this node
 //! use are looked at, and again by a later look.
 
+use crate::ceph::alive::same_client;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::PoolName;
 use crate::ceph::watches::{Search, read_watches};
 use crate::clock;
-use crate::diagnose::owner::{self, same_client};
+use crate::diagnose::owner;
 use crate::pve::connection::{Connection, connection};
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::reading::{Failure, Reading};
@@ -121,19 +122,19 @@ impl Seen {
             config.rbd.iter().filter(|storage| storage.is_on(node) && fsids.of(&storage.id) == Some(fsid));
         let (own, others): (Vec<&RbdStorage>, Vec<&RbdStorage>) = here.partition(own);
         let storages = [own, others].concat();
-        let mut open: BTreeSet<PoolName> = storages.iter().map(|storage| place(storage)).collect();
-        let mut closed: BTreeMap<PoolName, String> = BTreeMap::new();
+        let mut closed: BTreeMap<PoolName, String> = storages
+            .iter()
+            .map(|storage| (place(storage), "its pool was not looked into".to_owned()))
+            .collect();
         for (index, storage) in storages.into_iter().enumerate() {
-            let pools: Vec<PoolName> = match index {
-                0 => std::mem::take(&mut open).into_iter().collect(),
-                _ => closed.keys().filter(|pool| **pool == place(storage)).cloned().collect(),
-            };
+            let to_ask = closed.keys().filter(|pool| index == 0 || **pool == place(storage));
+            let pools: Vec<PoolName> = to_ask.cloned().collect();
             if !pools.is_empty() {
                 let left = until.saturating_duration_since(Instant::now());
                 // Of many guests none is repaired by this look, and it is to be over soon.
                 let others = if surveys.len() > 1 { Duration::ZERO } else { OTHERS.min(left / 2) };
                 let search = Search { pools, known: known.clone(), clients: clients.to_vec(), others };
-                seen.ask(root, storage, &search, left, &mut closed);
+                seen.ask(root, (storage, fsid), &search, left, &mut closed);
             }
         }
         seen.unread.extend(closed.into_values());
@@ -144,18 +145,23 @@ impl Seen {
     fn ask(
         &mut self,
         root: &Root,
-        storage: &RbdStorage,
+        (storage, fsid): (&RbdStorage, &str),
         search: &Search,
         limit: Duration,
         closed: &mut BTreeMap<PoolName, String>,
     ) {
         let read = |connection: Connection| read_watches(&connection, search, limit);
+        let mut all_closed =
+            |why: String| closed.extend(search.pools.iter().map(|pool| (pool.clone(), why.clone())));
         let watches = match connection(root, storage).map_or_else(Reading::Unknown, read) {
-            Reading::Known(watches) => watches,
-            Reading::Unknown(failure) => {
-                closed.extend(search.pools.iter().map(|pool| (pool.clone(), failure.to_string())));
-                return;
+            Reading::Known(watches) if watches.fsid == fsid => watches,
+            Reading::Known(watches) => {
+                return all_closed(format!(
+                    "storage {} leads to another cluster, {}",
+                    storage.id, watches.fsid
+                ));
             }
+            Reading::Unknown(failure) => return all_closed(failure.to_string()),
         };
         search.pools.iter().for_each(|pool| drop(closed.remove(pool)));
         closed.extend(watches.closed.into_iter().map(|(pool, failure)| (pool, failure.to_string())));

@@ -1,24 +1,24 @@
-//! Since when this node has seen a client without any watch. Kept for all runs until the next boot, so that of fifty
-//! guests that start after a crash only the first has to wait for the second look.
+//! Since when this node has seen a client without any watch. Kept for all runs, for a while, so that of fifty guests that
+//! start after a crash only the first has to wait for the second look.
 
-use crate::private_dir::{PrivateDir, file_name};
+use crate::private_dir::{PrivateDir, RUN, file_name};
 use crate::root::Root;
 use anyhow::Result;
 use nix::fcntl::OFlag;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-/// Where it is kept; nobody but root writes there.
-const DIRECTORY: &str = "/run/rbd-preflight";
+/// For how long a first look counts. A client that had lost its watch an hour ago may have had it back since.
+const KEPT: Duration = Duration::from_secs(15 * 60);
 
 /// How long ago a client was first seen without a watch, when `now` (since the boot) the images were looked at again; zero
 /// if this is the first time, or if it cannot be told. `watching` forgets it: the client lives.
 pub fn unwatched_for(root: &Root, client: &[String; 3], now: Duration, watching: bool) -> Duration {
     let file = file_name(&[&["unwatched".to_owned()], &client[..]].concat());
     let since = match watching {
-        true => PrivateDir::create(&root.path(DIRECTORY))
-            .and_then(|directory| directory.remove(&file))
-            .map(|()| now),
+        true => {
+            PrivateDir::create(&root.path(RUN)).and_then(|directory| directory.remove(&file)).map(|()| now)
+        }
         false => since(root, &file, now),
     };
     since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
@@ -26,15 +26,15 @@ pub fn unwatched_for(root: &Root, client: &[String; 3], now: Duration, watching:
 
 /// When it was first seen so; noted if it was not.
 fn since(root: &Root, name: &str, now: Duration) -> Result<Duration> {
-    let directory = PrivateDir::create(&root.path(DIRECTORY))?;
+    let directory = PrivateDir::create(&root.path(RUN))?;
     let mut text = String::new();
     if let Some(file) = directory.try_file(name, OFlag::O_RDONLY)? {
         file.take(64).read_to_string(&mut text)?;
     }
-    // Cut short by a crash or a full disk, or in the future: as if it had not been seen.
+    // Cut short by a crash or a full disk, in the future, or too long ago: as if it had not been seen.
     if let Some(since) = text.strip_suffix('\n').and_then(|text| text.parse().ok()) {
         let since = Duration::from_millis(since);
-        if since <= now {
+        if since <= now && now - since <= KEPT {
             return Ok(since);
         }
     }
@@ -61,8 +61,8 @@ mod tests {
         assert_eq!(seconds(&other, far(100), false), 0);
         assert_eq!(seconds(&client, far(101), true), 0);
         assert_eq!(seconds(&client, far(200), false), 0);
-        let file =
-            root.path(format!("{DIRECTORY}/{}", file_name(&[&["unwatched".into()], &client[..]].concat())));
+        assert_eq!(seconds(&client, far(200) + KEPT, false), 0, "it may have been back meanwhile");
+        let file = root.path(format!("{RUN}/{}", file_name(&[&["unwatched".into()], &client[..]].concat())));
         std::fs::write(file, "12").unwrap();
         assert_eq!(seconds(&client, far(300), false), 0, "a note that was cut short is none");
     }
