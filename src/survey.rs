@@ -243,16 +243,6 @@ impl Survey {
 }
 
 impl DiskFacts {
-    /// The watcher is an rbd-mirror daemon that copies the image to another cluster.
-    pub fn is_mirror_daemon(&self, watcher: &Watcher) -> Reading<bool> {
-        let is_it = |daemon: &Watcher| daemon.client == watcher.client && daemon.address == watcher.address;
-        match &self.mirror_daemons {
-            None => Reading::Known(false),
-            Some(Reading::Known(daemons)) => Reading::Known(daemons.iter().any(is_it)),
-            Some(Reading::Unknown(failure)) => Reading::Unknown(failure.clone()),
-        }
-    }
-
     /// `N` of the `/dev/rbdN` that PVE's link to the image leads to.
     pub fn linked_number(&self) -> Option<u32> {
         device::number(self.linked_device.as_ref()?)

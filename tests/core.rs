@@ -591,6 +591,28 @@ fn disks_are_mapped_last_and_only_if_the_guest_will_start() {
     );
 }
 
+/// The other site's rbd-mirror has the image open: it is mapped all the same, nothing else is changed, and whoever owns the
+/// image's lock is a writer whatever else it is.
+#[test]
+fn rbd_mirrors_daemon_keeps_nobody_from_mapping() {
+    let mut policy = policy("");
+    policy.map = true;
+    let mut survey = healthy();
+    facts(&mut survey)["mirroring"] =
+        json!({ "known": { "mode": "snapshot", "state": "enabled", "primary": true } });
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    let daemon = json!({ "address": "10.0.0.2:0/77", "client": 4242, "cookie": 3 });
+    survey["disks"][0]["mirror_daemons"] = json!({ "known": [daemon] });
+    let seen = see_with(&survey, &policy);
+    assert!(matches!(seen.changes()[..], [Change::Map { .. }]), "{:?}", seen.findings);
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock"]);
+    let seen = see_with(&survey, &policy);
+    assert!(matches!(seen.changes()[..], [Change::Map { .. }]), "features stay: {:?}", seen.findings);
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    let seen = see_with(&survey, &policy);
+    assert_eq!((seen.changes(), seen.severity("in-use-elsewhere")), (vec![], Some(Severity::Unsafe)));
+}
+
 /// What is looked for where a kernel client is dead: what maps take by default, and which `rbd` it is.
 fn set_defaults(survey: &mut Value, options: &str, release: &str) {
     survey["node"]["rbd_release"] = json!({ "known": release });

@@ -6,7 +6,7 @@ use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, gate, known};
+use crate::diagnose::{cluster, features, gate, known, lock};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
@@ -46,6 +46,8 @@ pub struct Image<'a> {
     pub forbidden: Option<String>,
     /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that.
     map_forbidden: Option<String>,
+    /// Watchers that are rbd-mirror's, copy the image to another cluster and write nothing to it.
+    pub mirror_daemons: Vec<Watcher>,
     /// Why nothing may be done for its guest, whatever the image; `None` if it may.
     pub guest_forbidden: Option<String>,
     /// How its changes reach it.
@@ -60,18 +62,12 @@ impl<'a> Image<'a> {
         let storage = survey.storages.get(&disk.disk.storage)?;
         let mapped = survey.mapped(disk);
         let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
-        let forbidden = guest_forbidden
-            .clone()
-            .or_else(|| gate::image_forbids(&spec, facts, &mapped, &[]))
-            .or_else(|| owner::forbids(survey, disk));
-        let daemons = mirror_daemons(disk, facts);
-        let map_forbidden = match daemons.is_empty() {
-            true => forbidden.clone(),
-            false => guest_forbidden
-                .clone()
-                .or_else(|| gate::image_forbids(&spec, facts, &mapped, &daemons))
-                .or_else(|| owner::forbids(survey, disk)),
+        let mirror_daemons = mirror_daemons(disk, facts);
+        let forbids = |harmless: &[Watcher]| {
+            let by_guest = guest_forbidden.clone();
+            by_guest.or_else(|| image_forbids(survey, disk, facts, &mapped, harmless))
         };
+        let (forbidden, map_forbidden) = (forbids(&[]), forbids(&mirror_daemons));
         let target = Target {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
@@ -89,6 +85,7 @@ impl<'a> Image<'a> {
             mapped,
             forbidden,
             map_forbidden,
+            mirror_daemons,
             guest_forbidden,
             target,
             scope: policy.scope,
@@ -121,16 +118,14 @@ impl<'a> Image<'a> {
             watchers.retain(|watcher| !own.contains(&watcher.address.as_str()));
         }
         let mapped = Reading::Known(Vec::new());
-        let forbidden = self
-            .guest_forbidden
-            .clone()
-            .or_else(|| gate::image_forbids(&self.spec, &facts, &mapped, &[]))
-            .or_else(|| owner::forbids(self.survey, self.disk));
+        let by_guest = self.guest_forbidden.clone();
+        let forbidden = by_guest.or_else(|| image_forbids(self.survey, self.disk, &facts, &mapped, &[]));
         let unmapped = Image {
             facts: &facts,
             mapped,
             forbidden,
             map_forbidden: self.map_forbidden.clone(),
+            mirror_daemons: self.mirror_daemons.clone(),
             guest_forbidden: self.guest_forbidden.clone(),
             spec: self.spec.clone(),
             settings: self.settings.clone(),
@@ -186,7 +181,9 @@ impl<'a> Image<'a> {
             self.scope == Scope::AfterStop && !self.disk.disk.before_hook && !actions.iter().all(is_rebuild);
         let by_scope = || later.then(|| "the next start does it".to_owned());
         let by_boot = || self.is_for_the_hook(actions).then(|| AT_BOOT.to_owned());
-        let reasons = self.forbidden.clone().or_else(by_settings).or_else(by_scope);
+        let only_maps = actions.iter().all(Action::is_map);
+        let forbidden = if only_maps { &self.map_forbidden } else { &self.forbidden };
+        let reasons = forbidden.clone().or_else(by_settings).or_else(by_scope);
         reasons.or_else(by_boot).or_else(by_failure)
     }
 
@@ -255,10 +252,26 @@ impl<'a> Image<'a> {
     }
 }
 
-/// rbd-mirror's daemons among those who watch an image.
+/// Why an image itself may not be changed: by the gate, or since its lock would be taken from somebody who may live.
+fn image_forbids(
+    survey: &Survey,
+    disk: &DiskFacts,
+    facts: &ImageFacts,
+    mapped: &Reading<Vec<Mapping>>,
+    harmless: &[Watcher],
+) -> Option<String> {
+    gate::image_forbids(&disk.spec()?, facts, mapped, harmless).or_else(|| owner::forbids(survey, disk))
+}
+
+/// rbd-mirror's daemons among those who watch an image. Whoever owns its lock is none, whatever else it is: it writes.
 fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
-    let watchers = facts.watchers.known().into_iter().flatten();
-    watchers.filter(|watcher| disk.is_mirror_daemon(watcher) == Reading::Known(true)).cloned().collect()
+    let daemons = disk.mirror_daemons.as_ref().and_then(Reading::known).map_or(&[][..], Vec::as_slice);
+    // Its watches on the pool and on the image have cookies of their own.
+    let is_one = |watcher: &&Watcher| {
+        daemons.iter().any(|daemon| (daemon.client, &daemon.address) == (watcher.client, &watcher.address))
+    };
+    let watchers = facts.watchers.known().into_iter().flatten().filter(is_one);
+    watchers.filter(|watcher| !lock::owns_lock(facts, watcher)).cloned().collect()
 }
 
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
@@ -380,7 +393,8 @@ fn mirroring(image: &Image) -> Option<Finding> {
         );
     }
     let mirroring = mirroring?;
-    let daemons: Vec<String> = mirror_daemons(image.disk, image.facts)
+    let daemons: Vec<String> = image
+        .mirror_daemons
         .iter()
         .map(|daemon| format!("; rbd-mirror at {} copies it", daemon.address))
         .collect();

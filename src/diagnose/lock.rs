@@ -3,14 +3,13 @@
 use crate::action::{Change, LockOwner};
 use crate::ceph::alive::watcher_of;
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
-use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::features::Features;
-use crate::ceph::image::{Locker, Watcher};
+use crate::ceph::image::{ImageFacts, Locker, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::gate::external_locker;
 use crate::diagnose::image::Image;
-use crate::diagnose::owner::{Life, is_to_be_open, life, unwatching};
+use crate::diagnose::owner::{Life, blocklist_of, is_to_be_open, life, unwatching};
 use crate::kernel::Mapping;
 use crate::kernel::blocklist::entry_of;
 use crate::reading::Reading;
@@ -39,20 +38,20 @@ fn in_use(image: &Image) -> Option<Finding> {
         Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
-    let mut others: Vec<&Watcher> = watchers.iter().filter(|w| !is_own(w, own)).collect();
-    others.retain(|watcher| image.disk.is_mirror_daemon(watcher) != Reading::Known(true));
+    let harmless = |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w);
+    let others: Vec<&Watcher> = watchers.iter().filter(|w| !harmless(w)).collect();
     if others.is_empty() {
         return None;
     }
+    let detail = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
     if let Some(Reading::Unknown(failure)) = &image.disk.mirror_daemons {
-        let clients = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
         let detail = format!(
-            "{clients}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
+            "{detail}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
         );
         return Some(Finding::new(Code::InUseUnknown, detail));
     }
-    let detail = others.iter().map(|w| client(image, w)).collect::<Vec<_>>().join("; ");
-    let dead = |w: &&Watcher| blocklist_of(image).is_some_and(|list| entry_of(&w.address, list).is_some());
+    let blocklist = blocklist_of(image.survey, image.disk);
+    let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
     let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
     let command = image.rbd(&["status", &image.spec.image]);
     Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
@@ -60,12 +59,16 @@ fn in_use(image: &Image) -> Option<Finding> {
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.
 fn client(image: &Image, watcher: &Watcher) -> String {
-    let lockers = image.facts.lock.known().map_or(&[][..], |lock| lock.lockers.as_slice());
-    let owns = lockers.iter().any(|l| watcher_of(l, std::slice::from_ref(watcher)).is_some());
-    let lock = if owns { ", it owns the exclusive lock" } else { "" };
+    let lock = if owns_lock(image.facts, watcher) { ", it owns the exclusive lock" } else { "" };
     let node = image.survey.node.whereabouts.get(&watcher.address);
     let node = node.map(|node| format!(" ({node})")).unwrap_or_default();
     format!("client.{} at {}{node}{lock}", watcher.client, watcher.address)
+}
+
+/// The watcher owns the image's exclusive lock.
+pub(super) fn owns_lock(facts: &ImageFacts, watcher: &Watcher) -> bool {
+    let mut lockers = facts.lock.known().into_iter().flat_map(|lock| &lock.lockers);
+    lockers.any(|locker| watcher_of(locker, std::slice::from_ref(watcher)).is_some())
 }
 
 /// The watch of this node's own mapping: the kernel's client has one address for all its mappings.
@@ -142,12 +145,6 @@ fn what_it_does(owner: &Locker, life: Option<&Life>) -> String {
 fn expires(image: &Image) -> bool {
     let cluster = image.survey.cluster_of(image.disk).and_then(Reading::known);
     cluster.is_some_and(|facts| matches!(facts.blocklist_expire_seconds, Reading::Known(1..)))
-}
-
-/// The OSD blocklist of the image's cluster, if it could be read.
-fn blocklist_of<'a>(image: &Image<'a>) -> Option<&'a [BlocklistEntry]> {
-    let cluster = image.survey.cluster_of(image.disk).and_then(Reading::known)?;
-    cluster.blocklist.known().map(Vec::as_slice)
 }
 
 fn caps_of<'a>(image: &Image<'a>) -> Option<&'a Caps> {

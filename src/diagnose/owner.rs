@@ -6,8 +6,7 @@
 //! client that it does not hear of: one that lost its watch by a hitch of the network has it back by then.
 
 use crate::action::{Action, Change};
-pub use crate::ceph::alive::same_client;
-use crate::ceph::alive::watcher_of;
+use crate::ceph::alive::{same_client, watcher_of};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::{ImageFacts, ImageReading, Locker};
 use crate::diagnose::gate::external_locker;
@@ -89,7 +88,7 @@ fn by_other_images(look: &OwnerLook) -> Life {
 }
 
 /// The OSD blocklist of a disk's cluster, if it could be read.
-fn blocklist_of<'a>(survey: &'a Survey, disk: &DiskFacts) -> Option<&'a [BlocklistEntry]> {
+pub(super) fn blocklist_of<'a>(survey: &'a Survey, disk: &DiskFacts) -> Option<&'a [BlocklistEntry]> {
     survey.cluster_of(disk).and_then(Reading::known)?.blocklist.known().map(Vec::as_slice)
 }
 
