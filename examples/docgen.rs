@@ -77,7 +77,10 @@ fn files(roff: &mut Roff) {
     for (path, what) in [
         (settings::NODE_FILE, "Settings of this node."),
         (settings::CLUSTER_FILE, "Settings of all nodes of the cluster; those of the node go over them."),
-        (chain::DIRECTORY, "The hookscripts that guests had before they were attached, one file a guest."),
+        (
+            chain::DIRECTORY,
+            "What earlier versions remembered of guests' hookscripts, by number; nothing of it is run.",
+        ),
         (journal::DIRECTORY, "The journal of all changes."),
         (
             run_lock::RUN,

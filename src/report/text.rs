@@ -124,7 +124,10 @@ pub fn action(report: &ActionReport) -> String {
 
 /// That a change waits for the second look at the owner of a lock.
 pub fn second_look(wait: Duration) -> String {
-    format!("looking for the owner of the lock once more, in {} s", wait.as_secs_f32().ceil())
+    format!(
+        "looking for the owner of the lock once more, in {} s; who takes the lock over puts it on the OSD blocklist",
+        wait.as_secs_f32().ceil()
+    )
 }
 
 fn seconds(ms: u64) -> String {
