@@ -3,7 +3,7 @@
 //! In every state no safety rule of the design is broken, every plan leads to a state that needs no plan, every state
 //! that can be made ready becomes ready, and every blocker says what it is and what mends it. What a state is, and what a
 //! change does to it, is in `tests/common/state.rs`; for features, flags and locks that is `tests/common/model.rs`, which
-//! `tests/sequences.rs` compares with a real Ceph.
+//! `tests/ceph/sequences.rs` compares with a real Ceph.
 //!
 //! `RBD_PREFLIGHT_SPACE=N` goes through every combination for each N-th image, 13 million for all of them; without it those
 //! are left out that [`states_of`] says why.

@@ -302,7 +302,7 @@ mod tests {
         caps(&[("mon", text)])
     }
 
-    /// `tests/caps.rs` asks a real monitor the same.
+    /// `tests/ceph/caps.rs` asks a real monitor the same.
     #[test]
     fn blocklisting_is_allowed_by_rights_on_the_osds_or_by_the_command() {
         for text in

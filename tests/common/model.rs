@@ -1,5 +1,5 @@
 //! A small model of what Ceph does to an image: features, object map flags, the lock. `tests/space.rs` thinks with it,
-//! `tests/sequences.rs` compares it with the real Ceph.
+//! `tests/ceph/sequences.rs` compares it with the real Ceph.
 
 use rbd_preflight::ceph::features::{Change, Features};
 

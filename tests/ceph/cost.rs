@@ -1,12 +1,8 @@
 //! What a start costs, in what does not depend on the machine: libraries loaded, requests sent. `tests/bench` has the
 //! times.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::Lab;
-use common::node::{DEFAULT, Node, new_vmid};
+use crate::common::Lab;
+use crate::common::node::{DEFAULT, Node, new_vmid};
 use rbd_preflight::root::Root;
 use rbd_preflight::survey::{Survey, gather, gather_node};
 use std::time::Duration;

@@ -1,10 +1,7 @@
 //! `check --all` on many guests of a real Ceph: what it tells, how fast, and in how much memory.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::Lab;
-use common::node::{Node, Ran};
+use crate::common::Lab;
+use crate::common::node::{Node, Ran};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;

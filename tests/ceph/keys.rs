@@ -1,12 +1,8 @@
 //! Keyrings that somebody on this node cannot use: Ceph's libraries, the kernel, Proxmox VE's own check. The real binary on a real
 //! Ceph; and of no key a byte in anything that it prints or writes.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::Lab;
-use common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
+use crate::common::Lab;
+use crate::common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
 use rbd_preflight::ceph::binding;
 use serde_json::Value;
 use std::fmt::Write as _;

@@ -1,10 +1,7 @@
 //! `defaults` on a real Ceph: what it says, what it writes, and what images made afterwards really have.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::Lab;
-use common::node::{Node, Ran};
+use crate::common::Lab;
+use crate::common::node::{Node, Ran};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,7 +21,7 @@ fn backups(node: &Node) -> Vec<PathBuf> {
 
 /// The features of an image that `rbd create` makes by the node's own ceph.conf, nothing said of features.
 fn made(node: &Node, conf: &str) -> Vec<String> {
-    let name = common::unique("defaults");
+    let name = crate::common::unique("defaults");
     let mut create = Command::new("rbd");
     create.args(["-c", node.path(conf).to_str().unwrap(), "-n", "client.admin", "--keyring"]);
     create.arg(node.path("/etc/pve/priv/ceph/ceph-krbd.keyring"));

@@ -3,12 +3,8 @@
 //!
 //! `RBD_PREFLIGHT_SEQUENCES=N` plays N sequences, `RBD_PREFLIGHT_SEED=N` begins at that seed; a failure names its own.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::model::{HANGS, Image, Locker, Mode, OK, Step};
-use common::{Lab, Writer, wait_until};
+use crate::common::model::{HANGS, Image, Locker, Mode, OK, Step};
+use crate::common::{Lab, Writer, wait_until};
 use rbd_preflight::ceph::alive::watcher_of;
 use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Spec};

@@ -1,10 +1,6 @@
 //! Fifty hooks of fifty guests at once on a real Ceph. The same on a dead kernel client is `tests/kernel_lab`.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};

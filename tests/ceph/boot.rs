@@ -1,10 +1,7 @@
 //! The boot unit's command: it waits for quorum as Proxmox VE does, and repairs the guests that are this node's then.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::node::{DEFAULT, Node, Ran, new_vmid};
-use common::wait_until;
+use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::wait_until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

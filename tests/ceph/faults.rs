@@ -3,13 +3,9 @@
 //!
 //! `RBD_PREFLIGHT_FAULTS=N` tries N moments in the middle of each command instead of one.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::fault::{Fault, Spoiled};
-use common::node::{DEFAULT, Node, Ran, new_vmid};
-use common::wait_until;
+use crate::common::fault::{Fault, Spoiled};
+use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::wait_until;
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::sync::Mutex;

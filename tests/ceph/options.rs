@@ -1,11 +1,7 @@
 //! Options that a release does not know: a copy of the release's own library, in which one option has another name.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::Lab;
-use common::node::{DEFAULT, Node, Ran, finding};
+use crate::common::Lab;
+use crate::common::node::{DEFAULT, Node, Ran, finding};
 use std::path::{Path, PathBuf};
 
 /// Options that the tool sets and can do without. Left out are those that Ceph itself cannot live without (the

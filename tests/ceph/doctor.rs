@@ -1,11 +1,7 @@
 //! What `doctor` says of a node, on a real Ceph.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::Lab;
-use common::node::{Node, Ran, new_vmid};
+use crate::common::Lab;
+use crate::common::node::{Node, Ran, new_vmid};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -27,7 +23,7 @@ fn healthy() -> Node {
 }
 
 /// What the snippet is, as this version ships it.
-const OURS: &str = include_str!("../hooks/rbd-preflight");
+const OURS: &str = include_str!("../../hooks/rbd-preflight");
 
 fn executable(node: &Node, path: &str, text: &str) {
     node.write(path, text);

@@ -1,10 +1,6 @@
 //! A process that has given up on Ceph ends with its exit code, whatever the thread that it left behind still does there.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{Node, Ran, new_vmid};
+use crate::common::node::{Node, Ran, new_vmid};
 
 /// So many start at once that not all of them are connected within their second, nor much later.
 const AT_ONCE: usize = 120;

@@ -1,11 +1,7 @@
 //! What `repair` and the hook change on a real Ceph, and what they leave alone.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{DEFAULT, Node, Ran, codes, new_vmid};
-use common::wait_until;
+use crate::common::node::{DEFAULT, Node, Ran, codes, new_vmid};
+use crate::common::wait_until;
 use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
 use rbd_preflight::ceph::identity::ImageIdentity;
 use rbd_preflight::root::Root;

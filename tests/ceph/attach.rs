@@ -1,10 +1,7 @@
 //! `attach`, `detach` and the hookscripts that ours calls besides: the real binary, with stand-ins for PVE's programs
 //! (`tests/fakes`).
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::node::{DEFAULT, Node, Ran};
+use crate::common::node::{DEFAULT, Node, Ran};
 use serde_json::Value;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

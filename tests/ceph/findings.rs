@@ -1,9 +1,7 @@
 //! Each finding by its real cause on a real Ceph, seen by the real binary.
 
-mod common;
-
-use common::node::{DEFAULT, Node, codes, finding, new_vmid};
-use common::{Lab, wait_until};
+use crate::common::node::{DEFAULT, Node, codes, finding, new_vmid};
+use crate::common::{Lab, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 

@@ -1,10 +1,7 @@
 //! The hook as Proxmox VE calls it: the real binary and the real snippet.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::Lab;
-use common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::Lab;
+use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 

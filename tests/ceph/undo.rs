@@ -1,11 +1,7 @@
 //! What `history` tells and what `undo` puts back, on a real Ceph.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{DEFAULT, Node, Ran};
-use common::wait_until;
+use crate::common::node::{DEFAULT, Node, Ran};
+use crate::common::wait_until;
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -1,11 +1,8 @@
 //! An image is its cluster, its place and its id: what has its name elsewhere, or had it before, is another one. On a real
 //! Ceph.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::Lab;
-use common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
+use crate::common::Lab;
+use crate::common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
 use serde_json::{Value, json};
 
 const JOURNAL: &str = "/var/lib/rbd-preflight/journal.jsonl";
@@ -230,7 +227,7 @@ fn a_node_that_is_on_the_blocklist_as_a_whole_is_told_so() {
     let rbd = node.lab.try_rbd(&["info", &format!("rbd/vm-{vmid}-disk-0")]);
     assert!(!rbd.status.success(), "{rbd:?}");
     node.lab.ceph(&["osd", "blocklist", "rm", "127.0.0.1:0/0"]);
-    common::wait_until("the node is let in again", std::time::Duration::from_secs(20), || {
+    crate::common::wait_until("the node is let in again", std::time::Duration::from_secs(20), || {
         node.run(["check", &vmid.to_string()]).code == 0
     });
 }
@@ -251,7 +248,7 @@ fn a_full_pool_is_told_also_where_the_start_is_stopped() {
     for (ratio, value) in [("backfillfull", "0.0002"), ("nearfull", "0.0001"), ("full", "0.0003")] {
         node.lab.ceph(&["osd", &format!("set-{ratio}-ratio"), value]);
     }
-    common::wait_until("the pool is full", std::time::Duration::from_secs(60), || {
+    crate::common::wait_until("the pool is full", std::time::Duration::from_secs(60), || {
         node.lab.ceph(&["health"]).contains("pool(s) full")
     });
     node.vm(vmid, &format!("scsi0: ceph-librbd:vm-{vmid}-disk-0\n"));

@@ -1,9 +1,6 @@
 //! How the output looks: colours on a terminal only and by NO_COLOR's leave, the hook plain, little where little is asked.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::node::{Node, Ran, new_vmid};
+use crate::common::node::{Node, Ran, new_vmid};
 use regex::Regex;
 use std::process::Command;
 

@@ -1,12 +1,8 @@
 //! Guest configs, names in Ceph, and directories as somebody with fewer rights than root may leave them: the real
 //! binary on a real Ceph.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{Node, Ran, new_vmid};
-use common::unique;
+use crate::common::node::{Node, Ran, new_vmid};
+use crate::common::unique;
 use rbd_preflight::report::is_hidden;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

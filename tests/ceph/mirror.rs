@@ -1,12 +1,8 @@
 //! Two sites with a Ceph each, and real rbd-mirror daemons between them: a guest starts where its images are primary,
 //! although the other site's daemon has them open, and nowhere else.
 
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
-
-mod common;
-
-use common::node::{DEFAULT, Node, Ran};
-use common::{Lab, wait_until};
+use crate::common::node::{DEFAULT, Node, Ran};
+use crate::common::{Lab, wait_until};
 use std::process::Command;
 use std::time::Duration;
 

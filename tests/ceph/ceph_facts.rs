@@ -1,9 +1,6 @@
 //! What the tool reads of a real Ceph is what Ceph's own commands say; run with `tests/run`.
-#![allow(clippy::unwrap_used)] // helpers of tests
 
-mod common;
-
-use common::{Lab, spec, unique, wait_until};
+use crate::common::{Lab, spec, unique, wait_until};
 use rbd_preflight::ceph::alive::watcher_of;
 use rbd_preflight::ceph::cluster::ClusterFacts;
 use rbd_preflight::ceph::features::Features;

@@ -1,10 +1,7 @@
 //! README's example is what comes out on a real Ceph; what is printed as JSON is as `docs/*.schema.json` say.
-#![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-mod common;
-
-use common::node::{DEFAULT, Node, Ran, new_vmid};
-use common::wait_until;
+use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::wait_until;
 use regex::Regex;
 use serde_json::{Value, json};
 use std::io::Write;

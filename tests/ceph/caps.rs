@@ -1,10 +1,7 @@
 //! What a user may do on a real Ceph is what we say of its caps; run with `tests/run`.
-#![allow(clippy::unwrap_used)] // helpers of tests
 
-mod common;
-
-use common::node::Node;
-use common::{Lab, unique};
+use crate::common::node::Node;
+use crate::common::{Lab, unique};
 use rbd_preflight::ceph::binding::Cluster;
 use rbd_preflight::ceph::caps::{Caps, caps_command, find_caps, may_blocklist};
 use rbd_preflight::pve::connection::Connection;
