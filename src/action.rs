@@ -218,6 +218,20 @@ pub enum ActionResult {
     },
 }
 
+impl ActionResult {
+    /// What came of `what`, a change in words, in one line.
+    pub fn of(&self, what: &str) -> String {
+        match self {
+            Self::Planned => what.to_owned(),
+            Self::Done { duration_ms } => {
+                format!("done: {what} ({}.{} s)", duration_ms / 1000, duration_ms % 1000 / 100)
+            }
+            Self::Failed { message, .. } => format!("FAILED: {what}: {message}"),
+            Self::Withheld { why } | Self::Busy { why } => format!("not done: {what}: {why}"),
+        }
+    }
+}
+
 /// A change and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActionReport {

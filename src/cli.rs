@@ -17,6 +17,9 @@ pub struct Cli {
     /// Look at this directory instead of / (for tests)
     #[arg(long, global = true, hide = true, env = "RBD_PREFLIGHT_ROOT", default_value = "/")]
     pub root: PathBuf,
+    /// Show on stderr what is done meanwhile, down to this level: off, error, warn, info, debug (each command that is run)
+    #[arg(long, global = true, value_name = "LEVEL", env = "RBD_PREFLIGHT_LOG", default_value = "off")]
+    pub log: log::LevelFilter,
     /// What to do
     #[command(subcommand)]
     pub command: Command,

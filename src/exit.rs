@@ -25,9 +25,9 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Ends the process with this code, whatever a thread that was left behind in Ceph still does.
+    /// Ends the process with this code, whatever a thread that was left behind in Ceph still does. Output ends with a line
+    /// end and stdout is flushed with it, so nothing is lost here that was not said before.
     pub fn leave(self) -> ! {
-        // Nobody is left to be told that nobody listens.
         let _ = std::io::stdout().flush();
         let _ = std::io::stderr().flush();
         end_process(self as i32)

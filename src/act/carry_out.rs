@@ -144,7 +144,7 @@ impl Hands<'_> {
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
             log::error!("{}: the change was made, but {error:#}", action.target.spec);
         }
-        log::info!("guest {}: {}: {result:?}", self.vmid, action.command_line());
+        log::info!("guest {}: {} [{}]", self.vmid, result.of(&action.describe()), action.command_line());
         result
     }
 

@@ -1,13 +1,8 @@
 //! The subcommands: each gathers, calls the core, and shows.
 
-/// `print!` that ends the process quietly when nobody reads on (`rbd-preflight check 516 | head`).
+/// `print!` that ends the process where the words cannot be written ([`print`]).
 macro_rules! out {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        if write!(std::io::stdout(), $($arg)*).is_err() {
-            $crate::exit::Exit::Ready.leave();
-        }
-    }};
+    ($($arg:tt)*) => { $crate::commands::print(format_args!($($arg)*)) };
 }
 
 /// `println!` in the manner of `out!`.
@@ -28,6 +23,7 @@ mod doctor;
 mod fleet;
 mod history;
 mod hook;
+mod logging;
 mod quorum;
 mod repair;
 mod session;
@@ -39,11 +35,13 @@ mod world;
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
 use crate::root::Root;
+use std::fmt;
+use std::io::{self, Write as _};
 
 /// Runs what the command line asks for, and says on stderr what went wrong.
 pub fn run(cli: Cli) -> Exit {
     let root = Root::new(cli.root);
-    log_to_journal();
+    logging::begin(cli.log);
     let result = match &cli.command {
         Command::Check(options) => check::run(&root, options),
         Command::Repair(options) => repair::run(&root, options),
@@ -63,12 +61,15 @@ pub fn run(cli: Cli) -> Exit {
     })
 }
 
-/// Each change also goes to the system's journal, where there is one.
-fn log_to_journal() {
-    if let Ok(journal) = systemd_journal_logger::JournalLog::new() {
-        if journal.with_syslog_identifier("rbd-preflight".to_owned()).install().is_ok() {
-            log::set_max_level(log::LevelFilter::Info);
+/// Writes to stdout. Where nobody reads on (`check 516 | head`) the process ends quietly; any other fault of stdout, such as
+/// a full disk, is said, and the exit code is that of an error: half a report must not pass for one.
+fn print(words: fmt::Arguments) {
+    if let Err(error) = io::stdout().write_fmt(words) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            errln!("rbd-preflight: cannot write to stdout: {error}; the output is not complete");
+            Exit::Error.leave();
         }
+        Exit::Ready.leave();
     }
 }
 

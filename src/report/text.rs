@@ -1,6 +1,6 @@
 //! What people read.
 
-use crate::action::{ActionReport, ActionResult};
+use crate::action::ActionReport;
 use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::diagnose::code::Severity;
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -113,13 +113,7 @@ pub fn finding_line(finding: &Finding) -> String {
 
 /// A change and what came of it, in one line.
 pub fn action(report: &ActionReport) -> String {
-    let what = report.action.describe();
-    plain(&match &report.result {
-        ActionResult::Planned => what,
-        ActionResult::Done { duration_ms } => format!("done: {what} ({} s)", seconds(*duration_ms)),
-        ActionResult::Failed { message, .. } => format!("FAILED: {what}: {message}"),
-        ActionResult::Withheld { why } | ActionResult::Busy { why } => format!("not done: {what}: {why}"),
-    })
+    plain(&report.result.of(&report.action.describe()))
 }
 
 /// That a change waits for the second look at the owner of a lock.
@@ -128,10 +122,6 @@ pub fn second_look(wait: Duration) -> String {
         "looking for the owner of the lock once more, in {} s; who takes the lock over puts it on the OSD blocklist",
         wait.as_secs_f32().ceil()
     )
-}
-
-fn seconds(ms: u64) -> String {
-    format!("{}.{}", ms / 1000, ms % 1000 / 100)
 }
 
 /// `disks`: what the config says, without Ceph.
