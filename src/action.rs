@@ -10,6 +10,7 @@ use std::time::Duration;
 /// The image to change and how to reach it. Which image it is, its [`Target::identity`] says: a command names it by
 /// `spec`, and is only run while that name still is this image's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Target {
     /// The storage's id; empty where none is needed (an unmap).
     pub storage: String,
@@ -33,6 +34,7 @@ impl Target {
 
 /// What is changed. The order is the order in which changes of one image are made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum Change {
     /// `rbd unmap`, never by force: the kernel refuses where the device is open.
@@ -71,6 +73,7 @@ pub enum Change {
 
 /// A lock's owner in a form that can be ordered.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LockOwner {
     /// `client.4140`.
     pub client: String,
@@ -94,6 +97,7 @@ impl From<&LockOwner> for Locker {
 
 /// One change of one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Action {
     /// Where.
     pub target: Target,
@@ -190,6 +194,7 @@ impl Action {
 
 /// What came of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum ActionResult {
     /// It is planned, not made.
@@ -234,6 +239,7 @@ impl ActionResult {
 
 /// A change and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ActionReport {
     /// The change.
     pub action: Action,

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// What came of reading one fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Reading_of_{T}"))]
 #[serde(rename_all = "snake_case")]
 pub enum Reading<T> {
     /// The outside answered.
@@ -15,6 +16,7 @@ pub enum Reading<T> {
 
 /// On whose side something failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// On the side that was asked: the cluster, the kernel, a file of PVE's.
@@ -36,6 +38,7 @@ impl Origin {
 
 /// Why a fact is not known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Failure {
     /// On whose side it failed.
     #[serde(default, skip_serializing_if = "Origin::is_outside")]

@@ -31,6 +31,7 @@ pub const SCHEMA: u32 = 1;
 
 /// Everything that was seen of a guest at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Survey {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -53,6 +54,7 @@ pub struct Survey {
 
 /// This node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeFacts {
     /// Its name.
     pub name: String,
@@ -75,6 +77,7 @@ pub struct NodeFacts {
 
 /// Who uses a mapping of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MappingUsers {
     /// What holds the device open.
     pub holders: Reading<Vec<Holder>>,
@@ -88,6 +91,7 @@ pub struct MappingUsers {
 
 /// A storage and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StorageFacts {
     /// The section of storage.cfg.
     pub section: RbdStorage,
@@ -109,6 +113,7 @@ pub struct StorageFacts {
 
 /// A disk and what Ceph says of its image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskFacts {
     /// The disk in the guest's config.
     #[serde(flatten)]
@@ -135,6 +140,7 @@ pub struct DiskFacts {
 
 /// A look for a client at all images of the pools that guests of this node use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OwnerLook {
     /// The images that it watches.
     pub open: Vec<String>,

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 /// A user's caps by service (`mon`, `osd`, `mgr`, `mds`), as the monitors keep them. Never its key.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Caps(pub BTreeMap<String, String>);
 
 /// The order in which Ceph's documentation writes them.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// An address on the OSD blocklist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BlocklistEntry {
     /// `10.0.0.1:0/492268007`, or a range `10.0.0.0:0/24`.
     pub address: String,
@@ -17,6 +18,7 @@ pub struct BlocklistEntry {
 
 /// `ceph health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     /// `HEALTH_OK`, `HEALTH_WARN`, `HEALTH_ERR`.
     pub status: String,
@@ -63,6 +65,7 @@ impl Health {
 
 /// What the monitors say of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterFacts {
     /// The cluster's fsid.
     pub fsid: String,

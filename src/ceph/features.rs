@@ -170,6 +170,19 @@ impl<'de> Deserialize<'de> for Features {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Features {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Features".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let mut schema = Vec::<String>::json_schema(generator);
+        schema.insert("description".to_owned(), "Names of image features, as `rbd info` shows them.".into());
+        schema
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

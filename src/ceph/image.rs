@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Which image: pool, namespace, name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Spec {
     /// The pool.
     pub pool: String,
@@ -42,6 +43,7 @@ impl std::fmt::Display for Spec {
 
 /// `RBD_FLAG_*`: what Ceph holds for untrue about the object map of a head or snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Flags {
     /// `RBD_FLAG_OBJECT_MAP_INVALID`.
     pub object_map_invalid: bool,
@@ -58,6 +60,7 @@ impl Flags {
 
 /// A snapshot of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Snapshot {
     /// Its number in the pool.
     pub id: u64,
@@ -73,6 +76,7 @@ pub struct Snapshot {
 
 /// Who holds the image's lock object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lock {
     /// `internal` for librbd's and krbd's own exclusive lock, anything else for `rbd lock add`.
     pub tag: String,
@@ -84,6 +88,7 @@ pub struct Lock {
 
 /// One owner of a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Locker {
     /// `client.4140`.
     pub client: String,
@@ -95,6 +100,7 @@ pub struct Locker {
 
 /// One client that watches the image's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Watcher {
     /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
     pub address: String,
@@ -106,6 +112,7 @@ pub struct Watcher {
 
 /// One ancestor of a clone; the direct parent comes first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Parent {
     /// The parent image. Its name is its id where only that is known.
     pub spec: Spec,
@@ -121,6 +128,7 @@ pub struct Parent {
 
 /// How an image is mirrored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Mirroring {
     /// `journal` or `snapshot`.
     pub mode: String,
@@ -132,6 +140,7 @@ pub struct Mirroring {
 
 /// What Ceph knows of one image. What could not be read says so field by field.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageFacts {
     /// The image's id; empty for format 1, which has none.
     pub id: String,
@@ -165,6 +174,7 @@ pub struct ImageFacts {
 
 /// An image that was moved to its pool's trash, and can be restored from there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Trashed {
     /// The image's id, by which it is restored.
     pub id: String,
@@ -179,6 +189,7 @@ pub struct Trashed {
 
 /// What came of looking for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ImageReading {
     /// It was opened and read.

@@ -14,6 +14,7 @@ use std::fmt;
 
 /// Of which type a user's key is, or why that cannot be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// `aes`, type 1: 40 characters that begin with `AQ`. Known to every release; what CVE-2025-30156 is about.
@@ -37,6 +38,7 @@ pub enum Key {
 
 /// What a keyring's text says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Keyring {
     /// The user's key.
     pub key: Key,

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 /// Why a lock was not broken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NotBroken {
     /// Refused: the lock is no longer as it was when it was judged. It may be free already.

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 /// One user of a mapped disk. `device` is what it uses: the disk itself (`rbd0`), a partition of it (`rbd0p1`), or a
 /// device that was built on either (`dm-3`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Holder {
     /// A block device built on the disk: LVM, multipath, dm-crypt, MD, a loop device.
@@ -56,6 +57,7 @@ pub enum Holder {
 
 /// A process of this node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Process {
     /// Its number.
     pub pid: u32,

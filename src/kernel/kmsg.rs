@@ -17,6 +17,7 @@ const MOST_RECORDS: usize = 200_000;
 
 /// One line of the kernel's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogLine {
     /// Its number since the node's boot.
     pub sequence: u64,

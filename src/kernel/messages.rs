@@ -11,6 +11,7 @@ use KernelMessage as M;
 
 /// What a line is about, as `rbd_warn` puts it in front.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum About {
     /// `rbd: rbd3: …`: a disk, also one whose map still waits for its lock.
@@ -27,6 +28,7 @@ pub enum About {
 
 /// A line that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KernelLine {
     /// What it is about.
     pub about: About,
@@ -36,6 +38,7 @@ pub struct KernelLine {
 
 /// What a line says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum KernelMessage {
     /// The kernel cannot map these features (map: ENXIO).

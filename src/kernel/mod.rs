@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 /// An image that this node's kernel has mapped (`/sys/bus/rbd/devices/N`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Mapping {
     /// `N` of `/dev/rbdN`.
     pub id: u32,
@@ -61,6 +62,7 @@ pub struct Mapping {
 
 /// What this node's kernel can do and has mapped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KernelFacts {
     /// `uname -r`.
     pub release: String,

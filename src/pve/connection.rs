@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 /// The connection options of one rbd storage (`PVE::CephConfig::ceph_connect_option`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Connection {
     /// `/etc/pve/ceph.conf`, or the external storage's own conf if that file exists. A real path, under the root.
     pub conf: Option<String>,

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 
 /// Virtual machine or container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A virtual machine (`/etc/pve/qemu-server`).
@@ -24,6 +25,7 @@ pub enum Kind {
 
 /// Who opens a disk when the guest starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
     /// The node's kernel, by `rbd map`.
@@ -34,6 +36,7 @@ pub enum Access {
 
 /// What a disk is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// An ordinary disk.
@@ -56,6 +59,7 @@ pub enum Role {
 
 /// Why PVE 9.2 drops a config line that names an RBD volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dropped {
     /// What is wrong, in words.
     pub why: String,
@@ -65,6 +69,7 @@ pub struct Dropped {
 
 /// One RBD volume of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Disk {
     /// The config key: `scsi0`, `efidisk0`, `vmstate`, `rootfs`, `mp3`.
     pub key: String,
@@ -102,6 +107,7 @@ pub struct Disk {
 
 /// Something in a config file worth telling: a dropped line, a doubled section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Note {
     /// The file, as PVE names it.
     pub file: String,
@@ -113,6 +119,7 @@ pub struct Note {
 
 /// Why PVE refuses a start before it opens any volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RefusalKind {
     /// The storage is not in storage.cfg, or PVE removed it there.
@@ -129,6 +136,7 @@ pub enum RefusalKind {
 
 /// One such refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// The config key.
     pub key: String,
@@ -147,6 +155,7 @@ pub struct Refusal {
 
 /// A guest as its config file describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Guest {
     /// Its number.
     pub vmid: u32,

@@ -21,6 +21,7 @@ pub const CHECK: &str = "/usr/share/perl5/PVE/CephConfig.pm";
 
 /// What is known of a storage's keyring. Nothing of its content but the key's type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KeyringFacts {
     /// What a client of Ceph reads in it.
     pub content: Reading<Keyring>,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// An rbd section of storage.cfg, as PVE holds it after its checks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RbdStorage {
     /// The storage's id.
     pub id: String,
@@ -36,6 +37,7 @@ pub struct RbdStorage {
 
 /// What storage.cfg holds after PVE's checks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StorageConfig {
     /// The rbd sections, sorted by id.
     pub rbd: Vec<RbdStorage>,
@@ -49,6 +51,7 @@ pub struct StorageConfig {
 
 /// A storage that is not rbd: only what decides whether PVE starts a guest on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OtherStorage {
     /// Its type: `dir`, `lvmthin`, …
     #[serde(rename = "type")]

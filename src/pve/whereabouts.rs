@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// What is known of the nodes' addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Whereabouts {
     /// This node.
     this_node: Option<String>,

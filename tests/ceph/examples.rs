@@ -88,10 +88,18 @@ fn readmes_example_is_what_comes_out() {
 /// names may be added within a version.
 fn closed(mut schema: Value) -> Value {
     if let Some(fields) = schema.as_object_mut() {
-        if fields.contains_key("properties") {
+        let one_of_several = fields.contains_key("properties") && fields.contains_key("oneOf");
+        if one_of_several {
+            // The names of whichever holds are as good as its own.
+            fields.insert("unevaluatedProperties".to_owned(), json!(false));
+        } else if fields.contains_key("properties") {
             fields.insert("additionalProperties".to_owned(), json!(false));
         }
-        fields.values_mut().for_each(|value| *value = closed(value.take()));
+        for (name, value) in fields.iter_mut() {
+            if !(one_of_several && name == "oneOf") {
+                *value = closed(value.take());
+            }
+        }
     } else if let Some(list) = schema.as_array_mut() {
         list.iter_mut().for_each(|value| *value = closed(value.take()));
     }
