@@ -1,20 +1,9 @@
 //! What the monitors say of a cluster.
 
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::features::Features;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
-
-/// An address on the OSD blocklist.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BlocklistEntry {
-    /// `10.0.0.1:0/492268007`, or a range `10.0.0.0:0/24`.
-    pub address: String,
-    /// When the entry ends, as the monitor writes it (`2026-11-23T05:00:00.000000+0000`).
-    pub until: String,
-    /// A CIDR range, not one address.
-    pub range: bool,
-}
 
 /// `ceph health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,11 @@ use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
 use crate::ceph::ffi::{Errno, Image};
-use crate::ceph::image::{Lock, Locker, Spec, Watcher};
 use crate::ceph::read_image::{read_lock, read_watchers};
 use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
+use crate::rbd::lock::{Lock, Locker, Watcher};
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -154,7 +155,7 @@ fn verdict(
     if lock.lockers != [expected.clone()] {
         return Err(NotBroken::Changed(lock));
     }
-    if lock.tag != "internal" || !lock.exclusive || !expected.cookie.starts_with("auto ") {
+    if lock.set_by_hand().is_some() {
         return Err(NotBroken::External(lock));
     }
     if features.contains(Features::EXCLUSIVE_LOCK) { Ok(()) } else { Err(NotBroken::NoExclusiveLock) }

@@ -1,8 +1,9 @@
 //! The ancestors of a clone.
 
 use crate::ceph::ffi::{Image, RawParent};
-use crate::ceph::image::{Parent, Spec};
+use crate::ceph::image::Parent;
 use crate::rbd::features::Features;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 
 /// krbd follows 16 parents (`RBD_MAX_PARENT_CHAIN_LEN`); one more shows that there are too many.

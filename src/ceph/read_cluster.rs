@@ -1,16 +1,18 @@
 //! Reads a cluster and any number of its images over one connection, within a deadline.
 
-use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, Health};
+use crate::ceph::cluster::{ClusterFacts, Health};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
 use crate::ceph::ffi::{Cluster, Errno, Pool, libraries};
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::ImageReading;
 use crate::ceph::missing;
 use crate::ceph::read_image::read_facts;
 use crate::ceph::{image_names, monitors};
 use crate::pve::connection::Connection;
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::features::Features;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Origin, Reading};
 use std::collections::HashMap;
 use std::sync::Arc;

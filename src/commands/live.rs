@@ -2,15 +2,15 @@
 
 use crate::act::World;
 use crate::act::carry_out::Hands;
-use crate::ceph::image::Spec;
 use crate::commands::session::Session;
 use crate::diagnose::budget;
 use crate::diagnose::finding::Finding;
-use crate::diagnose::owner::{self, Life};
 use crate::journal::RunId;
+use crate::observe::lock_owner::{self, Life};
 use crate::observe::survey::Survey;
 use crate::plan::rule::{Mend, Rule};
 use crate::rbd::action::{Action, ActionReport};
+use crate::rbd::spec::Spec;
 use crate::sys::process::System;
 use crate::sys::time;
 use crate::sys::time::now;
@@ -129,7 +129,7 @@ fn left(deadline: Option<Instant>, limit: Duration) -> Duration {
 
 /// The images whose locks' owners are to be looked for once more, and after how long.
 fn due(survey: &Survey) -> impl Iterator<Item = (Spec, Duration)> {
-    survey.disks.iter().filter_map(|disk| match owner::life(survey, disk)? {
+    survey.disks.iter().filter_map(|disk| match lock_owner::life(survey, disk)? {
         Life::NotYet(seconds) => Some((disk.spec()?, Duration::from_secs(seconds))),
         _ => None,
     })

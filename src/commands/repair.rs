@@ -293,9 +293,9 @@ fn outcome(report: &GuestReport) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ceph::image::Spec;
     use crate::rbd::action::{Action, Change, Target};
     use crate::rbd::features::Features;
+    use crate::rbd::spec::Spec;
     use crate::settings::Resolved;
 
     fn seconds(seconds: u64) -> Duration {

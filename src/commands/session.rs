@@ -1,6 +1,5 @@
 //! One guest, with the settings that hold for it, ready to be looked at.
 
-use crate::ceph::image::Spec;
 use crate::cli::Guests;
 use crate::exit::{Coded, Exit};
 use crate::finding_codes::Code;
@@ -10,6 +9,7 @@ use crate::observe::survey::Survey;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
+use crate::rbd::spec::Spec;
 use crate::settings::policy::{Policy, Scope};
 use crate::settings::{Mode, Settings};
 use crate::sys::process::System;

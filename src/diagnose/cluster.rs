@@ -1,11 +1,13 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
+use crate::ceph::cluster::{ClusterFacts, FULL, Health};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
 use crate::finding_codes::{Code, Severity};
+use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::Survey;
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::blocklist::entry_of_host;
 use crate::reading::{Failure, Origin, Reading};
 use nix::errno::Errno;
@@ -75,7 +77,7 @@ fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
         disk.disk.access != Access::Krbd
             && survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
     };
-    survey.disks.iter().filter(here).any(crate::diagnose::lock::is_stale)
+    survey.disks.iter().filter(here).any(|disk| unwatching(disk).is_some())
 }
 
 /// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far

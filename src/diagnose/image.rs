@@ -1,16 +1,19 @@
 //! One image as the rules look at it, and what there is to say before its features and locks.
 
-use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
+use crate::ceph::image::{ImageFacts, ImageReading, Trashed};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, known, lock, safety};
+use crate::diagnose::owner;
+use crate::diagnose::{cluster, features, known, safety};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
+use crate::observe::lock_owner::{self, Life};
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::{Access, Role};
 use crate::rbd::action::{Action, ActionReport, Change, Target};
 use crate::rbd::features::Features;
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use crate::settings::DiskSettings;
 use crate::settings::policy::{Policy, Scope};
@@ -191,7 +194,7 @@ impl<'a> Image<'a> {
     /// what PVE opens before it; and a lock alone is broken by whoever opens the image.
     fn is_for_the_hook(&self, actions: &[Action]) -> bool {
         let breaks_lock = |action: &Action| matches!(action.change, Change::BreakLock { .. });
-        let waits = || matches!(owner::life(self.survey, self.disk), Some(Life::NotYet(_)));
+        let waits = || matches!(lock_owner::life(self.survey, self.disk), Some(Life::NotYet(_)));
         self.at_boot && (!self.disk.disk.before_hook || actions.iter().all(breaks_lock)) && waits()
     }
 
@@ -271,7 +274,7 @@ fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
         daemons.iter().any(|daemon| (daemon.client, &daemon.address) == (watcher.client, &watcher.address))
     };
     let watchers = facts.watchers.known().into_iter().flatten().filter(is_one);
-    watchers.filter(|watcher| !lock::owns_lock(facts, watcher)).cloned().collect()
+    watchers.filter(|watcher| !facts.is_locked_by(watcher)).cloned().collect()
 }
 
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good

@@ -1,6 +1,5 @@
 //! What this node's kernel has mapped of a guest's images, and what came of mapping more.
 
-use crate::ceph::image::Spec;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::map_failure;
@@ -20,7 +19,7 @@ const FRESH: u64 = 10;
 
 /// `/dev/rbd0 rbd/vm-100-disk-0 (guest 100, running)`.
 pub fn told(survey: &Survey, mapping: &Mapping) -> String {
-    let spec = Spec::of_mapping(mapping);
+    let spec = mapping.spec();
     let guests = survey.node.mapping_users.get(&mapping.id).map(|users| &users.guests);
     let guests: Vec<String> = guests
         .into_iter()
@@ -40,7 +39,7 @@ pub fn unmap(mapping: &Mapping) -> Action {
     let target = Target {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
-        spec: Spec::of_mapping(mapping),
+        spec: mapping.spec(),
         id: mapping.image_id.clone(),
         rbd_arguments: Vec::new(),
     };

@@ -1,9 +1,9 @@
 //! Images that are named after guests which are not there.
 
-use crate::ceph::image::Spec;
 use crate::diagnose::finding::Finding;
 use crate::finding_codes::Code;
 use crate::observe::gather::{Listed, Names};
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use std::collections::BTreeSet;
 

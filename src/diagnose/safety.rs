@@ -2,17 +2,16 @@
 //!
 //! `diagnose` asks it before it proposes a change, `act` asks it again on a fresh reading just before it makes one.
 
-use crate::ceph::image::{ImageFacts, Lock, Locker, Spec, Watcher};
+use crate::ceph::image::ImageFacts;
 use crate::kernel::Mapping;
 use crate::observe::survey::Survey;
 use crate::rbd::features::Features;
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 
 /// `lock:` values under which a start is ordinary: vzdump of a stopped guest, resume from hibernation.
 pub(super) const HARMLESS_LOCKS: [&str; 2] = ["backup", "suspended"];
-
-/// krbd's and librbd's own locks carry this tag; `rbd lock add` any other (`RBD_LOCK_TAG`).
-const INTERNAL_TAG: &str = "internal";
 
 /// Why nothing of this guest may be changed; `None` if it may.
 pub fn guest_forbids(survey: &Survey) -> Option<String> {
@@ -95,16 +94,10 @@ pub fn image_forbids(
             if let Some(watcher) = watchers.iter().find(|watcher| !harmless.contains(watcher)) {
                 return Some(format!("client.{} at {} has it open", watcher.client, watcher.address));
             }
-            external_locker(lock)
+            lock.set_by_hand()
                 .map(|locker| format!("{} holds a lock on it that was set by hand", locker.client))
         }
         (Reading::Unknown(failure), _) => Some(format!("it is not known who has it open: {failure}")),
         (_, Reading::Unknown(failure)) => Some(format!("it is not known who has locked it: {failure}")),
     }
-}
-
-/// A locker that neither librbd nor krbd set: `rbd lock add`, a script, a shared lock.
-pub fn external_locker(lock: &Lock) -> Option<&Locker> {
-    let own = lock.tag == INTERNAL_TAG && lock.exclusive;
-    lock.lockers.iter().find(|locker| !own || !locker.cookie.starts_with("auto "))
 }

@@ -3,7 +3,7 @@
 use super::{Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, StorageFacts, Works};
 use crate::ceph::caps::find_caps;
 use crate::ceph::ffi;
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::ImageReading;
 use crate::ceph::read_cluster::read_cluster;
 use crate::finding_codes::Code;
 use crate::hook::earlier;
@@ -15,6 +15,7 @@ use crate::pve::keyring::{self, Check};
 use crate::pve::node::{find_guest, guests_of_node, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::report::attach::OtherNode;
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};

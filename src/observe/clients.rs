@@ -1,10 +1,11 @@
 //! What decides which kernel client a map would take. It matters only where one is dead, and is only looked for there.
 
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::ImageReading;
 use crate::ceph::map_options::{read_map_options, read_release};
 use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::connection::Connection;
 use crate::pve::guest::Access;
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};

@@ -2,14 +2,14 @@
 
 use crate::ceph::caps::{Caps, find_caps};
 use crate::ceph::cluster::ClusterFacts;
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::ImageReading;
 use crate::ceph::read_cluster::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
-use crate::diagnose::lock::is_stale;
 use crate::kernel;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::fsids::Fsids;
+use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
 use crate::observe::{clients, mirrors, owners};
 use crate::pve::connection::{Connection, connection};
@@ -20,6 +20,7 @@ use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
 use crate::pve::node_addresses::Whereabouts;
 use crate::pve::storage::{RbdStorage, StorageConfig};
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use crate::sys::time;
@@ -197,7 +198,7 @@ impl Look<'_> {
     /// The guest's disks that are wanted, not yet read.
     fn disks(&self, guest: &Guest) -> Vec<DiskFacts> {
         let wanted = |disk: &&Disk| {
-            self.only.is_none_or(|spec| Spec::of(disk).as_ref() == Some(spec))
+            self.only.is_none_or(|spec| disk.spec().as_ref() == Some(spec))
                 && !(self.off)(guest.vmid, &disk.storage)
         };
         let disks = guest.disks.iter().filter(wanted).map(|disk| DiskFacts {
@@ -265,7 +266,11 @@ fn under(
 fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
     let mut known: BTreeMap<String, Reading<Caps>> = BTreeMap::new();
     for survey in surveys {
-        let stale = survey.disks.iter().filter(|disk| is_stale(disk)).map(|disk| disk.disk.storage.clone());
+        let stale = survey
+            .disks
+            .iter()
+            .filter(|disk| unwatching(disk).is_some())
+            .map(|disk| disk.disk.storage.clone());
         for id in stale.collect::<BTreeSet<String>>() {
             if let Some(storage) = survey.storages.get_mut(&id) {
                 let find = || find_caps(root, &storage.connection, &storage.connection.user, limit);
@@ -327,7 +332,7 @@ fn look_at_mappings(root: &Root, named: &Named, surveys: &mut [Survey]) {
     let holders = holders_of(root, &ids.into_iter().collect::<Vec<_>>());
     for (survey, mappings) in surveys.iter_mut().zip(wanted) {
         for (id, mapping) in mappings {
-            let spec = Spec::of_mapping(&mapping);
+            let spec = mapping.spec();
             let here = named.by(&mapping.fsid, &spec).filter(|guest| guest.node == survey.node.name);
             let guests: BTreeMap<u32, Reading<bool>> =
                 here.map(|guest| (guest.vmid, running(root, guest.kind, guest.vmid))).collect();

@@ -1,11 +1,12 @@
 //! Which of a mirrored image's watchers are rbd-mirror's daemons. Only looked for where somebody watches such an image that
 //! is to be started from.
 
-use crate::ceph::image::{ImageReading, Watcher};
+use crate::ceph::image::ImageReading;
 use crate::ceph::mirror::read_mirror_daemons;
-use crate::diagnose::owner::is_to_be_open;
+use crate::observe::lock_owner::is_to_be_open;
 use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::connection::Connection;
+use crate::rbd::lock::Watcher;
 use crate::reading::Reading;
 use std::collections::HashMap;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 mod clients;
 pub mod fsids;
 pub mod gather;
+pub mod lock_owner;
 mod mirrors;
 mod owners;
 mod sightings;

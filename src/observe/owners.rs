@@ -1,16 +1,17 @@
 //! Whether the owners of locks live that have no watch on their images: the images of all pools that guests of this node
 //! use are looked at, and again by a later look.
 
-use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::image::ImageReading;
 use crate::ceph::read_cluster::PoolName;
 use crate::ceph::watches::{Search, read_watches};
-use crate::diagnose::owner;
 use crate::observe::fsids::Fsids;
+use crate::observe::lock_owner;
 use crate::observe::sightings::unwatched_for;
 use crate::observe::survey::{OwnerLook, Survey};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::storage::{RbdStorage, StorageConfig};
-use crate::rbd::lock::same_client;
+use crate::rbd::address::same_client;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use crate::sys::time;
@@ -27,8 +28,8 @@ const OTHERS: Duration = Duration::from_secs(1);
 pub fn look(root: &Root, config: &StorageConfig, fsids: &Fsids, surveys: &mut [Survey], limit: Duration) {
     let mut wanted: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     for survey in surveys.iter() {
-        for disk in owner::to_be_looked_for(survey) {
-            let owner = owner::unwatching(&survey.disks[disk]);
+        for disk in lock_owner::to_be_looked_for(survey) {
+            let owner = lock_owner::unwatching(&survey.disks[disk]);
             if let (Some(fsid), Some(owner)) = (fsid_of(survey, disk), owner) {
                 wanted.entry(fsid).or_default().extend(number(&owner.client));
             }
@@ -41,8 +42,9 @@ pub fn look(root: &Root, config: &StorageConfig, fsids: &Fsids, surveys: &mut [S
     };
     let seen: BTreeMap<String, Seen> = wanted.into_iter().map(seen).collect();
     for survey in surveys {
-        for disk in owner::to_be_looked_for(survey) {
-            let (Some(fsid), Some(owner)) = (fsid_of(survey, disk), owner::unwatching(&survey.disks[disk]))
+        for disk in lock_owner::to_be_looked_for(survey) {
+            let (Some(fsid), Some(owner)) =
+                (fsid_of(survey, disk), lock_owner::unwatching(&survey.disks[disk]))
             else {
                 continue;
             };

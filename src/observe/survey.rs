@@ -1,8 +1,8 @@
 //! The survey: everything that was seen of a guest, as one plain value.
 
 use crate::ceph::caps::Caps;
-use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
-use crate::ceph::image::{ImageReading, Spec, Watcher};
+use crate::ceph::cluster::ClusterFacts;
+use crate::ceph::image::ImageReading;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::Connection;
@@ -10,8 +10,11 @@ use crate::pve::guest::{Disk, Guest};
 use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
 use crate::rbd::action::ActionReport;
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::blocklist::entry_of;
 use crate::rbd::identity::{ImageIdentity, Same};
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -172,9 +175,7 @@ impl Survey {
 
     fn is_mapping_of(&self, disk: &DiskFacts, mapping: &Mapping) -> bool {
         let gone = disk.reading.as_ref().is_some_and(ImageReading::is_gone);
-        mapping.snapshot.is_none()
-            && !gone
-            && self.is_of(disk, ImageIdentity::of_mapping(mapping)) != Same::No
+        mapping.snapshot.is_none() && !gone && self.is_of(disk, mapping.identity()) != Same::No
     }
 
     /// What this node's kernel has mapped in the disk's place although it is another image: by its name, which that one
@@ -188,7 +189,7 @@ impl Survey {
             other => other.as_ref().is_some_and(ImageReading::is_gone),
         };
         all.filter(move |mapping| {
-            let theirs = ImageIdentity { id: None, ..ImageIdentity::of_mapping(mapping) };
+            let theirs = ImageIdentity { id: None, ..mapping.identity() };
             let by_name = mapping.snapshot.is_none() && own.is_some_and(|own| own.may_be(theirs));
             read && (by_name || linked == Some(mapping.id)) && !self.is_mapping_of(disk, mapping)
         })
@@ -246,6 +247,6 @@ impl DiskFacts {
 
     /// The disk's image; `None` where PVE cannot parse the volume's name.
     pub fn spec(&self) -> Option<Spec> {
-        Spec::of(&self.disk)
+        self.disk.spec()
     }
 }

@@ -56,9 +56,9 @@ fn add(image: &mut Vec<Action>, action: &Action) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ceph::image::Spec;
     use crate::finding_codes::Code;
     use crate::rbd::action::Target;
+    use crate::rbd::spec::Spec;
 
     fn finding(image: &str, changes: Vec<Change>) -> Finding {
         let target = Target {

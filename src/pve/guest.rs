@@ -7,6 +7,7 @@ use super::node::GuestFile;
 use super::perl::{boolean, excerpt, is_true, lossy};
 use super::storage::StorageConfig;
 use super::volume::{content_type, is_cloudinit, rbd_name, split_volid};
+use crate::rbd::spec::Spec;
 use crate::reading::Failure;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,14 @@ pub struct Disk {
     pub before_hook: bool,
     /// PVE 9.2 does not see this disk, and why.
     pub pve_drops: Option<Dropped>,
+}
+
+impl Disk {
+    /// The disk's image; `None` where PVE cannot parse the volume's name.
+    pub fn spec(&self) -> Option<Spec> {
+        let Self { pool, namespace, image, .. } = self;
+        Some(Spec { pool: pool.clone(), namespace: namespace.clone(), image: image.clone()? })
+    }
 }
 
 /// Something in a config file worth telling: a dropped line, a doubled section.

@@ -1,10 +1,10 @@
 //! A guest with its storages, from PVE's files.
 
-use crate::ceph::image::Spec;
 use crate::pve::guest::{self, Guest};
 use crate::pve::node::{GuestFile, all_guests, find_guest};
 use crate::pve::storage::{self, StorageConfig};
 use crate::pve::volume::rbd_name;
+use crate::rbd::spec::Spec;
 use crate::reading::Failure;
 use crate::sys::root::Root;
 use anyhow::{Result, bail};

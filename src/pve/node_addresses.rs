@@ -6,7 +6,7 @@
 
 use super::hosts::host_and_port;
 use super::node::{node_name, nodes};
-use crate::rbd::lock::bare_address;
+use crate::rbd::address::bare_address;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,9 @@
 //! A change to an image, as a value: what `diagnose` proposes, `plan` orders and `act` carries out.
 
-use crate::ceph::image::{Locker, Spec};
 use crate::rbd::features::Features;
 use crate::rbd::identity::ImageIdentity;
+use crate::rbd::lock::Locker;
+use crate::rbd::spec::Spec;
 use crate::sys::process::Command;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;

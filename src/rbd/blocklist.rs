@@ -1,8 +1,20 @@
-//! Which of this node's kernel clients are on the OSD blocklist. One entry stops all that is mapped through the client,
-//! and every further map that shares it ([`crate::kernel::client`]).
+//! Which clients the OSD blocklist shuts out. An entry that holds a kernel client stops all that is mapped through it, and
+//! every further map that shares it ([`crate::kernel::client`]).
 
-use crate::ceph::cluster::BlocklistEntry;
-use std::net::IpAddr;
+use crate::rbd::address::{host_of, in_range};
+use serde::{Deserialize, Serialize};
+
+/// An address on the OSD blocklist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct BlocklistEntry {
+    /// `10.0.0.1:0/492268007`, or a range `10.0.0.0:0/24`.
+    pub address: String,
+    /// When the entry ends, as the monitor writes it (`2026-11-23T05:00:00.000000+0000`).
+    pub until: String,
+    /// A CIDR range, not one address.
+    pub range: bool,
+}
 
 /// The entry that holds a client's address, `10.0.0.1:0/492268007`.
 pub fn entry_of<'a>(address: &str, blocklist: &'a [BlocklistEntry]) -> Option<&'a BlocklistEntry> {
@@ -25,33 +37,6 @@ fn is(address: &str, entry: &str) -> bool {
         Some(host_of(host)? == host_of(address)?)
     };
     address == entry || whole_host().unwrap_or(false)
-}
-
-/// `10.0.0.0:0/24`, a CIDR range: the number after the slash is the length of the prefix.
-fn in_range(address: &str, range: &str) -> bool {
-    let covers = || {
-        let (place, length) = range.rsplit_once('/')?;
-        let length: u32 = length.parse().ok()?;
-        match (host_of(place).or_else(|| place.parse().ok())?, host_of(address)?) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                let mask = u32::MAX.checked_shl(32_u32.checked_sub(length)?).unwrap_or(0);
-                Some(a.to_bits() & mask == b.to_bits() & mask)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                let mask = u128::MAX.checked_shl(128_u32.checked_sub(length)?).unwrap_or(0);
-                Some(a.to_bits() & mask == b.to_bits() & mask)
-            }
-            _ => None,
-        }
-    };
-    covers().unwrap_or(false)
-}
-
-/// The host of `10.0.0.1:0/492268007` or `[fd00::1]:0/492268007`.
-pub fn host_of(address: &str) -> Option<IpAddr> {
-    let place = address.split('/').next()?;
-    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 //! have `rbd/vm-516-disk-0` (PVE bug 3969). What tells an image from all others is its cluster's fsid, its pool and
 //! namespace, and the id that Ceph gave it when it was made (`rbd_id.NAME` holds it, and so does sysfs's `image_id`).
 
-use crate::ceph::image::Spec;
-use crate::kernel::Mapping;
+use crate::rbd::spec::Spec;
 
 /// An image, as far as it is known which one: borrowed from whatever names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +35,6 @@ impl<'a> ImageIdentity<'a> {
     pub fn new(fsid: &'a str, spec: &'a Spec, id: Option<&'a str>) -> Self {
         let Spec { pool, namespace, image } = spec;
         Self { fsid, pool, namespace: namespace.as_deref(), name: image, id }
-    }
-
-    /// The image that this node's kernel has mapped, by the name that it had then. Every kernel that tells a
-    /// mapping's client (`client_addr`, since 4.9) tells its `image_id` (Linux `Documentation/ABI/testing/sysfs-bus-rbd`).
-    pub fn of_mapping(mapping: &'a Mapping) -> Self {
-        let Mapping { fsid, pool, namespace, image, image_id, .. } = mapping;
-        Self { fsid, pool, namespace: namespace.as_deref(), name: image, id: image_id.as_deref() }
     }
 
     /// Whether the other one is the same image. The ids decide; an image of format 1 has its name alone. Where an id is

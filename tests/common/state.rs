@@ -3,15 +3,14 @@
 
 use crate::model::{Image, Locker, OK};
 use rbd_preflight::ceph::caps::Caps as Granted;
-use rbd_preflight::ceph::image::{
-    Flags, ImageFacts, ImageReading, Lock, Locker as LockOwner, Mirroring, Watcher,
-};
+use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Mirroring};
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::holders::{Holder, Process};
 use rbd_preflight::observe::survey::{MappingUsers, OwnerLook, Survey};
 use rbd_preflight::pve::guest::Access;
 use rbd_preflight::rbd::action::{Action, ActionReport, ActionResult, Change};
 use rbd_preflight::rbd::features::Features;
+use rbd_preflight::rbd::lock::{Lock, Locker as LockOwner, Watcher};
 use rbd_preflight::reading::{Failure, Reading};
 use rbd_preflight::settings::Settings;
 use rbd_preflight::settings::policy::{Policy, Scope};
