@@ -203,10 +203,6 @@ fn outside(quote: &mut Option<char>, c: char) -> bool {
 }
 
 /// Asks the monitors for a user's caps; errno 13: this connection's user may not know, 2: there is no such user.
-pub fn read_caps(cluster: &Cluster, user: &str) -> Reading<Caps> {
-    ask(cluster, user).into()
-}
-
 fn ask(cluster: &Cluster, user: &str) -> Result<Caps, Failure> {
     let what = || format!("ask the monitors: auth get client.{user}");
     let request =

@@ -1,6 +1,6 @@
 //! What the monitors say of a cluster.
 
-use crate::rbd::blocklist::BlocklistEntry;
+use crate::rbd::blocklist::{BlocklistEntry, entry_of_host};
 use crate::rbd::features::Features;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
@@ -74,4 +74,13 @@ pub struct ClusterFacts {
     pub default_features: Reading<Features>,
     /// Seconds a broken lock's owner stays on the blocklist; 0 is the cluster's own default (tracker 54613: keep it 0).
     pub blocklist_expire_seconds: Reading<u64>,
+}
+
+impl ClusterFacts {
+    /// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far
+    /// as is known the tool's own client has the address that the others have.
+    pub fn node_entry(&self) -> Option<&BlocklistEntry> {
+        let list = self.blocklist.known()?;
+        self.own_addresses.iter().find_map(|address| entry_of_host(address, list))
+    }
 }

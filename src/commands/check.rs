@@ -4,18 +4,17 @@ use crate::cli::{Check, Filter};
 use crate::commands::many_guests;
 use crate::commands::many_guests::{Manner, Seen};
 use crate::commands::session::{self, Session};
-use crate::diagnose::diagnose;
 use crate::diagnose::finding::Finding;
 use crate::diagnose::verdict::{Verdict, exit_code};
 use crate::exit::Exit;
 use crate::finding_codes::Code;
 use crate::observe::survey::Survey;
-use crate::plan::order::plan;
+use crate::plan::assessment::{GuestReport, assess};
 use crate::pve::node::all_guests;
-use crate::rbd::action::{ActionReport, ActionResult};
+use crate::report;
 use crate::report::many_guests::Unread;
 use crate::report::text::Detail;
-use crate::report::{self, GuestReport, json, plain, text};
+use crate::report::{json, plain, text};
 use crate::settings::Settings;
 use crate::settings::policy::Policy;
 use crate::sys::root::Root;
@@ -122,14 +121,6 @@ fn of_guest(root: &Root, vmid: u32, options: &Check) -> Result<GuestReport> {
         save(file, &survey)?;
     }
     Ok(assess(survey, &session.policy))
-}
-
-/// The report on a survey: findings, and what repair would do.
-pub fn assess(survey: Survey, policy: &Policy) -> GuestReport {
-    let findings = diagnose(&survey, policy);
-    let planned = |action| ActionReport::new(action, ActionResult::Planned);
-    let actions = plan(&findings, policy).into_iter().map(planned).collect();
-    GuestReport { survey, findings, actions }
 }
 
 fn print_text(report: &GuestReport, verbose: bool) {

@@ -3,7 +3,6 @@
 
 use crate::act;
 use crate::cli::Hook;
-use crate::commands::check::assess;
 use crate::commands::live::RealWorld;
 use crate::commands::session::{self, Session};
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -13,8 +12,10 @@ use crate::finding_codes::{Code, Severity};
 use crate::hook::earlier::Call;
 use crate::hook::meant;
 use crate::hook::situation::{Situation, situation};
+use crate::plan::assessment::GuestReport;
+use crate::plan::assessment::assess;
 use crate::rbd::action::{ActionReport, Change};
-use crate::report::{GuestReport, plain, text};
+use crate::report::{plain, text};
 use crate::settings::policy::Scope;
 use crate::settings::{Mode, OnError, Resolved};
 use crate::sys::root::Root;

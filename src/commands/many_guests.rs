@@ -1,15 +1,15 @@
 //! Many guests at once: one look at each cluster for all of them.
 
-use crate::commands::check::assess;
 use crate::commands::session::{Session, settings};
 use crate::diagnose::finding::Finding;
 use crate::diagnose::orphans;
 use crate::observe::gather::{Fleet, gather_fleet};
+use crate::plan::assessment::GuestReport;
+use crate::plan::assessment::assess;
 use crate::pve::guest;
 use crate::pve::load::Index;
 use crate::pve::node::{GuestFile, all_guests};
 use crate::pve::storage;
-use crate::report::GuestReport;
 use crate::report::many_guests::Unread;
 use crate::settings::Mode;
 use crate::sys::root::Root;

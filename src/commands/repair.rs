@@ -2,7 +2,6 @@
 
 use crate::act;
 use crate::cli::{Guests, Repair};
-use crate::commands::check::assess;
 use crate::commands::confirm::confirm;
 use crate::commands::live::RealWorld;
 use crate::commands::session::{self, Session};
@@ -11,10 +10,12 @@ use crate::diagnose::budget;
 use crate::diagnose::verdict::exit_code;
 use crate::exit::{self, Exit};
 use crate::finding_codes::Severity;
+use crate::plan::assessment::GuestReport;
+use crate::plan::assessment::assess;
 use crate::pve::ha;
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::report::text::Detail;
-use crate::report::{GuestReport, json, plain, text};
+use crate::report::{json, plain, text};
 use crate::settings::policy::Policy;
 use crate::sys::root::Root;
 use anyhow::Result;

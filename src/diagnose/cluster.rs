@@ -8,7 +8,6 @@ use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::Survey;
 use crate::pve::guest::Access;
 use crate::rbd::blocklist::BlocklistEntry;
-use crate::rbd::blocklist::entry_of_host;
 use crate::reading::{Failure, Origin, Reading};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
@@ -80,15 +79,8 @@ fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
     survey.disks.iter().filter(here).any(|disk| unwatching(disk).is_some())
 }
 
-/// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far
-/// as is known the tool's own client has the address that the others have.
-pub fn node_entry(facts: &ClusterFacts) -> Option<&BlocklistEntry> {
-    let list = facts.blocklist.known()?;
-    facts.own_addresses.iter().find_map(|address| entry_of_host(address, list))
-}
-
 fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
-    let BlocklistEntry { address, until, .. } = node_entry(facts)?;
+    let BlocklistEntry { address, until, .. } = facts.node_entry()?;
     let own = facts.own_addresses.join(", ");
     let detail = format!("{address} until {until}; this node's clients come from there ({own})");
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))

@@ -3,7 +3,7 @@
 use crate::ceph::image::{ImageFacts, ImageReading, Trashed};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner;
-use crate::diagnose::{cluster, features, known, safety};
+use crate::diagnose::{known, safety};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::observe::lock_owner::{self, Life};
@@ -107,24 +107,24 @@ impl<'a> Image<'a> {
         &self.target.fsid
     }
 
-    /// Whether `repair` would change the image if this node's kernel did not have it mapped.
-    pub fn wants_change_unmapped(&self) -> bool {
-        let own: Vec<&str> = self
-            .mapped
-            .known()
-            .into_iter()
-            .flatten()
-            .map(|mapping| mapping.client_address.as_str())
-            .collect();
+    /// What Ceph says of it, less the watches of this node's own mappings.
+    pub fn facts_unmapped(&self) -> ImageFacts {
+        let mapped = self.mapped.known().into_iter().flatten();
+        let own: Vec<&str> = mapped.map(|mapping| mapping.client_address.as_str()).collect();
         let mut facts = self.facts.clone();
         if let Reading::Known(watchers) = &mut facts.watchers {
             watchers.retain(|watcher| !own.contains(&watcher.address.as_str()));
         }
+        facts
+    }
+
+    /// The image as it would be if this node's kernel did not have it mapped; `facts` are [`Self::facts_unmapped`].
+    pub fn unmapped<'b>(&'b self, facts: &'b ImageFacts) -> Image<'b> {
         let mapped = Reading::Known(Vec::new());
         let by_guest = self.guest_forbidden.clone();
-        let forbidden = by_guest.or_else(|| image_forbids(self.survey, self.disk, &facts, &mapped, &[]));
-        let unmapped = Image {
-            facts: &facts,
+        let forbidden = by_guest.or_else(|| image_forbids(self.survey, self.disk, facts, &mapped, &[]));
+        Image {
+            facts,
             mapped,
             forbidden,
             map_forbidden: self.map_forbidden.clone(),
@@ -134,8 +134,7 @@ impl<'a> Image<'a> {
             settings: self.settings.clone(),
             target: self.target.clone(),
             ..*self
-        };
-        features::findings(&unmapped).iter().any(|finding| finding.remedy.kind == RemedyKind::Automatic)
+        }
     }
 
     /// The kernel opens it.
@@ -332,7 +331,7 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
 
 /// This node as a whole is on the blocklist of the disk's cluster.
 fn shut_out(survey: &Survey, disk: &DiskFacts) -> bool {
-    survey.cluster_of(disk).and_then(Reading::known).is_some_and(|facts| cluster::node_entry(facts).is_some())
+    survey.cluster_of(disk).and_then(Reading::known).is_some_and(|facts| facts.node_entry().is_some())
 }
 
 /// The image was moved to the trash: what is there, until when, and how it comes back.

@@ -2,8 +2,8 @@
 
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
-use crate::diagnose::map_failure;
 use crate::diagnose::sharing::{clients, rxbounce, takes};
+use crate::diagnose::{features, map_failure};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, Sharing};
@@ -149,7 +149,7 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     // One with a client of its own is there because the shared client is dead, or was when it was mapped.
     let own_client = Identity::of_mapping(mapping).is_private();
     let on_purpose = own_client && !matches!(dead_and_shared(image), Shared::Fit);
-    let wanted = useless.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let wanted = useless.is_some() || (!map && !on_purpose) || wants_change_unmapped(image);
     let just_made = image.was_mapped();
     // A dead one is of no use to anybody.
     let needed = || {
@@ -187,6 +187,13 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     }
     finding.remedy.commands.push(command);
     finding
+}
+
+/// Whether `repair` would change the image if this node's kernel did not have it mapped.
+fn wants_change_unmapped(image: &Image) -> bool {
+    let facts = image.facts_unmapped();
+    let findings = features::findings(&image.unmapped(&facts));
+    findings.iter().any(|finding| finding.remedy.kind == RemedyKind::Automatic)
 }
 
 /// Whoever has the device open may be gone in a moment.

@@ -47,11 +47,6 @@ pub fn mark(root: &Root) -> Result<Mark> {
     Ok(mark)
 }
 
-/// All that the kernel still remembers of rbd and libceph, oldest first.
-pub fn everything(root: &Root) -> Result<Vec<LogLine>> {
-    open(root)?.since()
-}
-
 fn open(root: &Root) -> Result<Mark> {
     let file = OpenOptions::new()
         .read(true)
@@ -191,6 +186,5 @@ mod tests {
         let lines: Vec<_> = mark.since().unwrap().into_iter().map(|line| line.text).collect();
         assert_eq!(lines, ["rbd: after", "libceph: mon0 session lost"]);
         assert_eq!(mark.since().unwrap(), []);
-        assert_eq!(everything(&root).unwrap().len(), 3);
     }
 }

@@ -88,7 +88,8 @@ mod tests {
         for (version, features) in table {
             assert_eq!(krbd_features(version), Features(features), "{version:?}");
         }
-        assert_eq!(krbd_features((5, 3)), Features::KRBD_5_3);
+        // `RBD_FEATURES_SUPPORTED`, `drivers/block/rbd.c`.
+        assert_eq!(krbd_features((5, 3)), Features(0x1bf));
     }
 
     #[test]

@@ -64,11 +64,6 @@ pub fn rbd_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<Strin
     arguments(&storage.pool, storage.namespace.as_deref(), connection)
 }
 
-/// The same for `rbd unmap`, which PVE calls without the namespace.
-pub fn rbd_unmap_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<String> {
-    arguments(&storage.pool, None, connection)
-}
-
 /// The same for any pool and namespace of the cluster; `rados` takes them too.
 pub fn arguments(pool: &str, namespace: Option<&str>, connection: &Connection) -> Vec<String> {
     let authentication = if connection.keyring.is_some() { "cephx" } else { "none" };
@@ -142,7 +137,6 @@ mod tests {
             &keyring,
         ];
         assert_eq!(rbd_arguments(&storage, &found), expected);
-        assert!(!rbd_unmap_arguments(&storage, &found).contains(&"--namespace".to_owned()));
     }
 
     #[test]

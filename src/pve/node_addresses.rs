@@ -23,8 +23,6 @@ pub struct Whereabouts {
     own: Reading<BTreeSet<IpAddr>>,
     /// The node of each address that a file names.
     nodes: BTreeMap<IpAddr, String>,
-    /// Ceph's networks, by the option that names them.
-    networks: Vec<(String, String)>,
 }
 
 impl Whereabouts {
@@ -65,12 +63,7 @@ impl Whereabouts {
                 nodes.entry(address).or_insert_with(|| node.to_owned());
             }
         }
-        Self {
-            this_node: sources.this_node.clone(),
-            own: sources.own.clone(),
-            nodes,
-            networks: networks(&ceph),
-        }
+        Self { this_node: sources.this_node.clone(), own: sources.own.clone(), nodes }
     }
 
     /// The node that has this address, in any of Ceph's spellings (`10.0.0.2:0/77`, `[fd00::2]:0/77`, `v1:…`); `None`
@@ -81,21 +74,6 @@ impl Whereabouts {
             return self.this_node.clone();
         }
         self.nodes.get(&address).cloned()
-    }
-
-    /// The address is one of this node's own, loopback excepted.
-    pub fn is_own(&self, address: &str) -> Reading<bool> {
-        match &self.own {
-            Reading::Known(own) => Reading::Known(address_of(address).is_some_and(|ip| own.contains(&ip))),
-            Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
-        }
-    }
-
-    /// The network of Ceph's that the address is in, in words: a hint where [`Self::node_of`] knows nothing.
-    pub fn network_of(&self, address: &str) -> Option<String> {
-        let address = address_of(address)?;
-        let (option, network) = self.networks.iter().find(|(_, network)| contains(network, address))?;
-        Some(format!("{option} {network}"))
     }
 }
 
@@ -208,37 +186,6 @@ fn listed(value: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim)
 }
 
-fn networks(sections: &[Section]) -> Vec<(String, String)> {
-    let names = |key: &str| match key {
-        "public_network" => Some("Ceph's public network"),
-        "cluster_network" => Some("Ceph's cluster network"),
-        _ => None,
-    };
-    let settings =
-        sections.iter().filter(|(section, _)| section == "global").flat_map(|(_, settings)| settings);
-    let told = settings.filter_map(|(key, value)| Some((names(key)?, value)));
-    told.flat_map(|(name, value)| value.split(',').map(move |net| (name.to_owned(), net.trim().to_owned())))
-        .collect()
-}
-
-/// A network in CIDR notation contains the address.
-fn contains(network: &str, address: IpAddr) -> bool {
-    let parts = network
-        .split_once('/')
-        .and_then(|(ip, bits)| Some((ip.parse::<IpAddr>().ok()?, bits.parse::<u32>().ok()?)));
-    match (parts, address) {
-        (Some((IpAddr::V4(net), bits @ 0..=32)), IpAddr::V4(ip)) => {
-            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
-            u32::from(net) & mask == u32::from(ip) & mask
-        }
-        (Some((IpAddr::V6(net), bits @ 0..=128)), IpAddr::V6(ip)) => {
-            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-            u128::from(net) & mask == u128::from(ip) & mask
-        }
-        _ => false,
-    }
-}
-
 /// hosts(5): an address, then its names.
 fn hosts(text: &str) -> Vec<(String, IpAddr)> {
     let of_line = |line: &str| {
@@ -330,11 +277,6 @@ mod tests {
         let sources = Sources { hosts: "10.0.0.1 pve2\n".to_owned(), ..sources() };
         assert_eq!(node(&sources, "10.0.0.1:0/7"), is("pve1"));
         assert_eq!(node(&sources, "[fd00::1]:0/7"), is("pve1"));
-        let places = Whereabouts::of(&sources);
-        assert_eq!(places.is_own("10.0.0.1:0/7"), Reading::Known(true));
-        assert_eq!(places.is_own("10.0.0.2:0/7"), Reading::Known(false));
-        let unknown = Sources { own: Reading::Unknown(Failure::new("read", "x")), ..sources };
-        assert!(Whereabouts::of(&unknown).is_own("10.0.0.1:0/7").failure().is_some());
     }
 
     #[test]
@@ -377,11 +319,6 @@ mod tests {
         assert_eq!(node(&sources, "[fd00:2::3]:0/1"), is("pve3"));
         assert_eq!(node(&sources, "10.2.0.6:0/1"), is("pve2"));
         assert_eq!(node(&sources, "10.2.0.99:0/1"), None, "no node of this cluster");
-        let network = |address: &str| Whereabouts::of(&sources).network_of(address);
-        assert_eq!(network("10.2.0.99:0/1"), is("Ceph's public network 10.2.0.0/24"));
-        assert_eq!(network("[fd00:2::9]:0/1"), is("Ceph's public network fd00:2::/64"));
-        assert_eq!(network("10.3.9.9:0/1"), is("Ceph's cluster network 10.3.0.0/16"));
-        assert_eq!(network("10.2.1.0:0/1"), None);
     }
 
     #[test]
@@ -393,15 +330,6 @@ mod tests {
         assert_eq!(node(&sources, "10.4.0.5:0/1"), None);
         assert_eq!(node(&sources, "127.0.1.1:0/1"), None);
         assert_eq!(node(&sources, "10.0.0.3:0/1"), is("pve3"));
-    }
-
-    #[test]
-    fn networks_have_any_width() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(contains("0.0.0.0/0", ip("10.0.0.1")) && contains("::/0", ip("fd00::1")));
-        assert!(contains("10.0.0.1/32", ip("10.0.0.1")) && !contains("10.0.0.1/32", ip("10.0.0.2")));
-        assert!(!contains("10.0.0.0/33", ip("10.0.0.1")) && !contains("10.0.0.0", ip("10.0.0.0")));
-        assert!(!contains("::/0", ip("10.0.0.1")));
     }
 
     struct Tree(tempfile::TempDir);
@@ -463,6 +391,6 @@ mod tests {
     fn without_any_file_nothing_is_known() {
         let places = Whereabouts::read(&Tree::new(&[]).root());
         assert_eq!(places.node_of("10.0.0.1:0/1"), None);
-        assert_eq!(places.is_own("10.0.0.1:0/1").failure().unwrap().errno, Some(2));
+        assert_eq!(places.own.failure().unwrap().errno, Some(2));
     }
 }

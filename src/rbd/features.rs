@@ -78,8 +78,6 @@ impl Features {
 
     /// What `cls_rbd` masks with for a reader (`RBD_FEATURES_INCOMPATIBLE`).
     pub const READ_INCOMPATIBLE: Self = Self(0x1 | 0x2 | 0x80 | 0x800);
-    /// What krbd of Linux 5.3 and later supports (`RBD_FEATURES_SUPPORTED`, `drivers/block/rbd.c`).
-    pub const KRBD_5_3: Self = Self(0x1bf);
 
     /// Every feature of `other` is in this set.
     pub fn contains(self, other: Self) -> bool {

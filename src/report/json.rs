@@ -2,9 +2,10 @@
 
 use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::observe::survey::DiskFacts;
+use crate::plan::assessment::GuestReport;
 use crate::pve::guest::{Disk, Guest};
 use crate::rbd::action::ActionReport;
-use crate::report::{GuestReport, is_hidden};
+use crate::report::is_hidden;
 use serde_json::{Value, json};
 
 /// The version of the schema.

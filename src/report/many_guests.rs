@@ -3,11 +3,12 @@
 use crate::diagnose::finding::Finding;
 use crate::diagnose::verdict::Verdict;
 use crate::finding_codes::Severity;
+use crate::plan::assessment::GuestReport;
 use crate::pve::guest::Kind;
 use crate::pve::node::GuestFile;
 use crate::reading::Reading;
 use crate::report::text::count;
-use crate::report::{GuestReport, coloured, json, plain};
+use crate::report::{coloured, json, plain};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 

@@ -9,29 +9,6 @@ pub mod many_guests;
 pub mod prometheus;
 pub mod text;
 
-use crate::diagnose::finding::Finding;
-use crate::diagnose::verdict::{Verdict, verdict};
-use crate::observe::survey::Survey;
-use crate::rbd::action::ActionReport;
-
-/// All there is to report of one guest.
-#[derive(Debug, Clone)]
-pub struct GuestReport {
-    /// What was seen, at the end.
-    pub survey: Survey,
-    /// What it means.
-    pub findings: Vec<Finding>,
-    /// What is planned, or was done.
-    pub actions: Vec<ActionReport>,
-}
-
-impl GuestReport {
-    /// The verdict on the guest as it is now.
-    pub fn verdict(&self) -> Verdict {
-        verdict(&self.findings)
-    }
-}
-
 /// A character that acts on a terminal or on the text around it instead of being seen: control characters, line and
 /// paragraph separators, marks of text direction, blanks without width.
 pub fn is_hidden(c: char) -> bool {

@@ -5,9 +5,10 @@ use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::verdict::Verdict;
 use crate::finding_codes::Severity;
 use crate::observe::survey::DiskFacts;
+use crate::plan::assessment::GuestReport;
 use crate::pve::guest::{Access, Disk, Guest, Kind};
 use crate::rbd::action::ActionReport;
-use crate::report::{GuestReport, coloured, plain};
+use crate::report::{coloured, plain};
 use std::fmt::Write as _;
 use std::time::Duration;
 

@@ -347,7 +347,7 @@ impl State {
     fn paint_kernel(&self, survey: &mut Survey) {
         let kernel = &mut survey.node.kernel;
         let old = Features(0x87);
-        kernel.supported = Reading::Known(if self.old_kernel { old } else { Features::KRBD_5_3 });
+        kernel.supported = Reading::Known(if self.old_kernel { old } else { Features(0x1bf) });
         kernel.version = if self.old_kernel { (4, 15) } else { (6, 14) };
         let busy = matches!(self.mapped, Mapped::Busy | Mapped::DeadAndBusy | Mapped::StrangerAndBusy);
         // While the shared client is dead, what is mapped well has one of its own.
