@@ -21,9 +21,10 @@ use rbd_preflight::rbd::address::host_of;
 use rbd_preflight::rbd::blocklist::entry_of;
 use rbd_preflight::rbd::features::Features;
 use rbd_preflight::reading::{Failure, Reading};
-use rbd_preflight::report::{is_hidden, json, text};
+use rbd_preflight::report::{json, text};
 use rbd_preflight::settings::Settings;
 use rbd_preflight::settings::policy::{Policy, Scope};
+use rbd_preflight::sys::plain::is_hidden;
 use rbd_preflight::sys::process::masked;
 use std::sync::LazyLock;
 

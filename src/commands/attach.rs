@@ -8,7 +8,7 @@ use crate::exit::{Coded, Exit};
 use crate::hook::attach;
 use crate::hook::attach::{Decision, Extent, Facts, Hookscript, Step, with_earlier};
 use crate::hook::earlier;
-use crate::hook::earlier::is_ours;
+use crate::hook::snippet::is_ours;
 use crate::pve::guest::Guest;
 use crate::pve::load::load;
 use crate::pve::node::{all_guests, node_name, quorate};
@@ -104,7 +104,9 @@ impl<'a> Here<'a> {
         }
         let others = all_guests(self.root)?.into_iter().filter(|guest| guest.node != self.extent.node);
         let asked = others.filter_map(|guest| session::guest(self.root, guest.vmid).ok()?.hookscript);
-        Ok(asked.filter(|volid| earlier::ours(volid).is_some_and(|ours| ours.storage == storage)).collect())
+        Ok(asked
+            .filter(|volid| crate::hook::snippet::ours(volid).is_some_and(|ours| ours.storage == storage))
+            .collect())
     }
 
     fn facts(&self, vmid: u32) -> Result<Facts> {
@@ -127,7 +129,7 @@ impl<'a> Here<'a> {
     fn hookscript(&self, guest: &Guest) -> Option<Hookscript> {
         let volid = guest.hookscript.clone()?;
         let path = snippet::path(&self.storages, &volid);
-        let named = earlier::ours(&volid);
+        let named = crate::hook::snippet::ours(&volid);
         let ours = named.is_some() || path.as_ref().is_ok_and(|path| is_ours(&self.root.path(path)));
         let trouble = path.and_then(|path| snippet::check(self.root, &path, &volid)).err();
         Some(Hookscript { volid, ours, earlier: named.and_then(|ours| ours.earlier), trouble })
@@ -163,7 +165,7 @@ impl Work {
                 Decision::Skip(_) | Decision::Refuse(_) => None,
             }
         });
-        let names = names.filter(|volid| earlier::ours(volid).is_some());
+        let names = names.filter(|volid| crate::hook::snippet::ours(volid).is_some());
         let names: BTreeSet<&String> = names.chain(elsewhere).collect();
         names.into_iter().map(|volid| Place::of(storages, volid)).collect()
     }
@@ -258,7 +260,7 @@ fn verify(root: &Root, facts: &Facts, steps: &[Step]) -> Result<Option<String>> 
         let found = found.as_deref().unwrap_or("none");
         bail!("PVE reported success, but its config names the hookscript {found}");
     }
-    Ok(found.and_then(|volid| earlier::ours(&volid)?.earlier))
+    Ok(found.and_then(|volid| crate::hook::snippet::ours(&volid)?.earlier))
 }
 
 fn describe(done: &str, steps: &[Step], earlier: Option<&str>) -> String {
@@ -267,7 +269,7 @@ fn describe(done: &str, steps: &[Step], earlier: Option<&str>) -> String {
             "what an earlier version remembered for its number is forgotten; {}",
             with_earlier("nothing else was changed", earlier)
         ),
-        [Step::Set(volid), ..] if earlier::ours(volid).is_none() => {
+        [Step::Set(volid), ..] if crate::hook::snippet::ours(volid).is_none() => {
             format!("{done}; its hookscript is {volid} again")
         }
         _ => with_earlier(done, earlier),

@@ -15,9 +15,10 @@ use crate::hook::situation::{Situation, situation};
 use crate::plan::assessment::GuestReport;
 use crate::plan::assessment::assess;
 use crate::rbd::action::{ActionReport, Change};
-use crate::report::{plain, text};
+use crate::report::text;
 use crate::settings::policy::Scope;
 use crate::settings::{Mode, OnError, Resolved};
+use crate::sys::plain::plain;
 use crate::sys::root::Root;
 use anyhow::{Result, anyhow};
 use std::cell::Cell;
@@ -45,7 +46,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(30);
 /// Runs a hook, and the hookscript that the guest had before.
 pub fn run(root: &Root, options: &Hook) -> Exit {
     meant::open();
-    let call = Call::new(root, options);
+    let call = Call::new(root, options.vmid, options.phase.clone(), options.earlier.clone());
     call.run(|| guarded(|on_error| ours(root, options, &call, on_error)))
 }
 

@@ -11,6 +11,7 @@ use crate::observe::survey::Survey;
 use crate::plan::rule::{Mend, Rule};
 use crate::rbd::action::{Action, ActionReport};
 use crate::rbd::spec::Spec;
+use crate::sys::plain::plain;
 use crate::sys::process::System;
 use crate::sys::time;
 use crate::sys::time::now;
@@ -222,5 +223,5 @@ fn progress_bar(batch: &[Action]) -> ProgressBar {
     let style = ProgressStyle::with_template("  {msg} {bar:30} {pos} %")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let message = format!("rebuilding the object map of {}", action.target.spec);
-    ProgressBar::new(100).with_style(style).with_message(crate::report::plain(&message))
+    ProgressBar::new(100).with_style(style).with_message(plain(&message))
 }

@@ -1,10 +1,11 @@
 //! Our snippet: put where Proxmox VE takes hookscripts from, and looked for on the other nodes.
 
 use crate::exit::{Coded, Exit};
-use crate::hook::earlier::{NAME, SNIPPET, is_ours};
+use crate::hook::snippet::{NAME, SNIPPET, is_ours};
+use crate::hook::snippet::{OtherNode, Presence};
 use crate::pve::snippet;
 use crate::pve::storage::StorageConfig;
-use crate::report::attach::{OtherNode, Placed, Presence};
+use crate::report::attach::Placed;
 use crate::sys::process::{Command, Runner, quoted};
 use crate::sys::root::Root;
 use anyhow::{Context, Result, bail};

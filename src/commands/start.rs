@@ -1,5 +1,6 @@
 //! `start`: repair, start, and if that fails find out why, and try again while there is something to try.
 
+use crate::act;
 use crate::cli::Start;
 use crate::commands::confirm::confirm;
 use crate::commands::live::RealWorld;
@@ -13,11 +14,11 @@ use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::reading::Reading;
-use crate::report::{json, plain, text};
+use crate::report::{json, text};
+use crate::sys::plain::plain;
 use crate::sys::process::{Command, Runner, System};
 use crate::sys::root::Root;
 use crate::sys::time::jitter;
-use crate::{act, report};
 use anyhow::Result;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -180,7 +181,7 @@ fn await_running(session: &Session, until: Instant) -> bool {
 
 fn tell(options: &Start, line: &str) {
     if !options.json {
-        outln!("{}", report::plain(line));
+        outln!("{}", plain(line));
     }
 }
 

@@ -1,12 +1,14 @@
 //! Gathers what there is to know of a node. Changes nothing, and asks no cluster for longer than the settings allow.
 
-use super::{Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, StorageFacts, Works};
+use super::{Facts, LeftBehind, Snippet, SnippetFacts, StorageFacts, Works};
 use crate::ceph::caps::find_caps;
 use crate::ceph::ffi;
 use crate::ceph::image::ImageReading;
 use crate::ceph::read_cluster::read_cluster;
 use crate::finding_codes::Code;
 use crate::hook::earlier;
+use crate::hook::snippet::ON_LOCAL;
+use crate::hook::snippet::OtherNode;
 use crate::journal::Journal;
 use crate::kernel::{self, KernelFacts, kmsg};
 use crate::pve::connection::connection;
@@ -17,7 +19,6 @@ use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
 use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
-use crate::report::attach::OtherNode;
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
 use crate::sys::process::{Command, Outcome, Runner, System, find};
 use crate::sys::root::Root;
@@ -212,9 +213,10 @@ fn hookscripts(guests: &Guests) -> impl Iterator<Item = (u32, &String)> {
 /// The snippet under each name that guests ask for; where none does, under its plain one.
 fn snippets(root: &Root, config: &Result<StorageConfig, Failure>, guests: &Guests) -> Vec<SnippetFacts> {
     let asked = hookscripts(guests).map(|(_, volid)| volid.clone());
-    let mut names: BTreeSet<String> = asked.filter(|volid| earlier::ours(volid).is_some()).collect();
+    let mut names: BTreeSet<String> =
+        asked.filter(|volid| crate::hook::snippet::ours(volid).is_some()).collect();
     if names.is_empty() {
-        names.insert(SNIPPET.to_owned());
+        names.insert(ON_LOCAL.to_owned());
     }
     names.into_iter().map(|volid| snippet(root, config, volid)).collect()
 }
@@ -224,7 +226,7 @@ fn snippet(root: &Root, config: &Result<StorageConfig, Failure>, volid: String) 
     let path = config.as_ref().ok().and_then(|config| snippet::path(config, &volid).ok());
     let path = path.unwrap_or_else(usual);
     let there = match (snippet::check(root, &path, &volid), root.path(&path).is_file()) {
-        (Ok(()), _) if earlier::is_ours(&root.path(&path)) => Snippet::Runs,
+        (Ok(()), _) if crate::hook::snippet::is_ours(&root.path(&path)) => Snippet::Runs,
         (Ok(()), _) => Snippet::Other,
         (Err(_), true) => Snippet::NotExecutable,
         (Err(_), false) => Snippet::Missing,
@@ -242,7 +244,8 @@ fn earlier(
         let config = config.as_ref().map_err(Failure::to_string)?;
         snippet::path(config, volid).and_then(|path| snippet::check(root, &path, volid))
     };
-    let named = hookscripts(guests).filter_map(|(vmid, volid)| Some((vmid, earlier::ours(volid)?.earlier?)));
+    let named = hookscripts(guests)
+        .filter_map(|(vmid, volid)| Some((vmid, crate::hook::snippet::ours(volid)?.earlier?)));
     named.map(|(vmid, earlier)| (vmid, earlier.clone(), runs(&earlier))).collect()
 }
 
@@ -257,7 +260,7 @@ fn left_behind(root: &Root) -> Result<Vec<LeftBehind>> {
 
 /// Attached guests whose snippet calls nothing else, and whose snapshots know another hookscript.
 fn in_snapshots(root: &Root, node: &str, guests: &Guests) -> Vec<(u32, Vec<String>)> {
-    let plain = |volid: &str| earlier::ours(volid).is_some_and(|ours| ours.earlier.is_none());
+    let plain = |volid: &str| crate::hook::snippet::ours(volid).is_some_and(|ours| ours.earlier.is_none());
     let attached: BTreeSet<u32> =
         hookscripts(guests).filter(|(_, volid)| plain(volid)).map(|(vmid, _)| vmid).collect();
     let files = guests_of_node(root, node).unwrap_or_default().into_iter();
@@ -267,7 +270,7 @@ fn in_snapshots(root: &Root, node: &str, guests: &Guests) -> Vec<(u32, Vec<Strin
         let snapshots = text.lines().skip_while(|line| !line.starts_with('['));
         let named = snapshots.filter_map(|line| line.strip_prefix("hookscript:")).map(str::trim);
         let others: BTreeSet<String> = named
-            .filter_map(|volid| match earlier::ours(volid) {
+            .filter_map(|volid| match crate::hook::snippet::ours(volid) {
                 Some(ours) => ours.earlier,
                 None => Some(volid.to_owned()),
             })

@@ -9,13 +9,13 @@ mod storages;
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
+use crate::hook::snippet::OtherNode;
 use crate::kernel::KernelFacts;
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::keyring::KeyringFacts;
 use crate::pve::storage::RbdStorage;
 use crate::reading::Reading;
-use crate::report::attach::OtherNode;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -158,9 +158,6 @@ pub enum Snippet {
     /// It is not there.
     Missing,
 }
-
-/// How guests name the snippet if they had no hookscript before.
-pub const SNIPPET: &str = "local:snippets/rbd-preflight";
 
 impl Facts {
     /// The guests that could be read.

@@ -95,7 +95,10 @@ pub fn attach(facts: &Facts, storage: &str, extent: &Extent) -> Decision {
         return Decision::Skip("the settings say `mode: off`".to_owned());
     }
     let forget = matches!(facts.left_behind, Ok(Some(_))).then_some(Step::Forget);
-    let set = |earlier: Option<&String>| match earlier::snippet_for(storage, earlier.map(String::as_str)) {
+    let set = |earlier: Option<&String>| match crate::hook::snippet::snippet_for(
+        storage,
+        earlier.map(String::as_str),
+    ) {
         Ok(volid) => Ok(Step::Set(volid)),
         Err(why) => Err(Decision::Refuse(why)),
     };
@@ -240,7 +243,7 @@ mod tests {
 
     fn facts(hookscript: Option<&str>, left_behind: Option<&str>) -> Facts {
         let script = |volid: &str| {
-            let ours = earlier::ours(volid);
+            let ours = crate::hook::snippet::ours(volid);
             Hookscript {
                 volid: volid.to_owned(),
                 ours: ours.is_some(),

@@ -1,7 +1,7 @@
 //! The hookscript that a guest had before ours. Proxmox VE calls one script per guest, so ours calls the other: with
 //! the same arguments, after us in pre-start and post-start, before us in the stop phases.
 //!
-//! Which script that is says the snippet's own name, `rbd-preflight+STORAGE+NAME` for `STORAGE:snippets/NAME`, and so
+//! Which script that is says the snippet's own name ([`super::snippet`]), and so
 //! the guest's `hookscript:`, which only root may set (`PVE::API2::Qemu`, `PVE::LXC`):
 //! * it belongs to the guest and not to its number: it goes when the guest is destroyed, and Proxmox VE copies it with the
 //!   config to a clone, a snapshot, a backup, another node, and brings it back with a rollback or a restore;
@@ -12,30 +12,23 @@
 //! Earlier versions remembered it in `/etc/pve/rbd-preflight/chain/VMID`. Such a file may be of an earlier guest of that
 //! number, and is never run: `attach VMID` takes it over where root says so.
 
-use crate::cli::{Hook, Phase};
 use crate::exit::Exit;
 use crate::hook::meant;
+use crate::hook::situation::Phase;
+use crate::hook::snippet::is_ours;
 use crate::pve::{snippet, storage};
-use crate::report::plain;
+use crate::sys::plain::plain;
 use crate::sys::process::{become_program, pass_through};
 use crate::sys::root::Root;
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::io::{ErrorKind, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 /// Where earlier versions remembered the earlier hookscripts, by the guest's number.
 pub const DIRECTORY: &str = "/etc/pve/rbd-preflight/chain";
-/// The file name of our snippet on its storage; the earlier hookscript may follow.
-pub const NAME: &str = "rbd-preflight";
-/// Stands before the parts that name the earlier hookscript; no storage's name has it.
-const MARK: char = '+';
-/// A file's name is no longer, in bytes.
-const LONGEST_NAME: usize = 255;
-/// The snippet.
-pub const SNIPPET: &str = include_str!("../../hooks/rbd-preflight");
 /// Tells a hook that is called by a chained script, however far down, which calls it is part of.
 const CALLS: &str = "RBD_PREFLIGHT_CHAIN";
 /// A volume id is shorter than this.
@@ -59,14 +52,9 @@ struct Script {
 }
 
 impl Call {
-    /// The call that the command line describes.
-    pub fn new(root: &Root, options: &Hook) -> Self {
-        Self {
-            root: root.clone(),
-            vmid: options.vmid,
-            phase: options.phase.clone(),
-            earlier: options.earlier.clone(),
-        }
+    /// A call in a phase; `earlier` is the earlier hookscript, as the snippet's name has it.
+    pub fn new(root: &Root, vmid: u32, phase: Phase, earlier: Option<String>) -> Self {
+        Self { root: root.clone(), vmid, phase, earlier }
     }
 
     /// Runs our part and the earlier hookscript, in the phase's order. Where our part stops the start, the earlier
@@ -175,48 +163,6 @@ impl Call {
     }
 }
 
-/// What our snippet is called on a storage for a guest that had this hookscript before, as a volume id.
-///
-/// # Errors
-/// It is no snippet, or a file's name has no room for it; in words.
-pub fn snippet_for(storage: &str, earlier: Option<&str>) -> Result<String, String> {
-    let Some(earlier) = earlier else { return Ok(format!("{storage}:snippets/{NAME}")) };
-    let Some((of, name)) = snippet::parse(earlier) else {
-        return Err(format!("{earlier} is no snippet's volume id"));
-    };
-    let file = format!("{NAME}{MARK}{of}{MARK}{name}");
-    if file.len() > LONGEST_NAME {
-        return Err(format!(
-            "the name of {earlier} is too long to be kept in our snippet's: give it a shorter one"
-        ));
-    }
-    Ok(format!("{storage}:snippets/{file}"))
-}
-
-/// Our snippet by its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ours {
-    /// The storage that it is on.
-    pub storage: String,
-    /// The hookscript that it calls too.
-    pub earlier: Option<String>,
-}
-
-/// Our snippet, if this volume id is one of its names.
-pub fn ours(volid: &str) -> Option<Ours> {
-    let (storage, name) = snippet::parse(volid)?;
-    let earlier = match name.strip_prefix(NAME)? {
-        "" => None,
-        rest => {
-            let (of, name) = rest.strip_prefix(MARK)?.split_once(MARK)?;
-            let earlier = format!("{of}:snippets/{name}");
-            snippet::parse(&earlier)?;
-            Some(earlier)
-        }
-    };
-    Some(Ours { storage: storage.to_owned(), earlier })
-}
-
 /// The calls that a chained script is part of, with this one; `None` if this one is among them.
 fn deeper(calls: &str, vmid: u32, phase: &Phase) -> Option<String> {
     let this = format!("{vmid}/{}", phase.name());
@@ -237,21 +183,6 @@ fn how(ended: ExitStatus) -> String {
 
 fn say(line: &str) {
     errln!("rbd-preflight: {}", plain(line));
-}
-
-/// The file is our snippet under some name, or a link to this program.
-pub fn is_ours(path: &Path) -> bool {
-    let this = || Some(path.canonicalize().ok()? == std::env::current_exe().ok()?.canonicalize().ok()?);
-    holds_snippet(path) || this() == Some(true)
-}
-
-fn holds_snippet(path: &Path) -> bool {
-    let mut bytes = Vec::new();
-    let limit = SNIPPET.len() as u64 + 1;
-    // Opening a fifo would wait for its other end.
-    path.is_file()
-        && std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).is_ok()
-        && bytes == SNIPPET.as_bytes()
 }
 
 /// The file in which earlier versions remembered the hookscript of a guest of this number.
@@ -327,28 +258,6 @@ mod tests {
     }
 
     #[test]
-    fn the_snippets_name_says_what_it_calls_too() {
-        for earlier in [None, Some("local:snippets/old.sh"), Some("nas-1.x:snippets/a b+c.sh")] {
-            let volid = snippet_for("local", earlier).unwrap();
-            let expected = Ours { storage: "local".to_owned(), earlier: earlier.map(str::to_owned) };
-            assert_eq!(ours(&volid), Some(expected), "{volid}");
-        }
-        assert_eq!(
-            snippet_for("nas", Some("local:snippets/old.sh")).unwrap(),
-            "nas:snippets/rbd-preflight+local+old.sh"
-        );
-        for other in
-            ["rbd-preflight.sh", "rbd-preflight+local", "rbd-preflight++a", "rbd-preflight+local+", "old.sh"]
-        {
-            assert_eq!(ours(&format!("local:snippets/{other}")), None, "{other}");
-        }
-        assert!(snippet_for("local", Some("local:iso/a")).is_err());
-        let long = |length: usize| format!("local:snippets/{}", "x".repeat(length));
-        assert!(snippet_for("local", Some(&long(235))).is_ok());
-        assert!(snippet_for("local", Some(&long(236))).unwrap_err().contains("too long"));
-    }
-
-    #[test]
     fn what_earlier_versions_left_is_found_and_goes() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
@@ -366,19 +275,5 @@ mod tests {
             std::fs::write(root.path(file(516)), text).unwrap();
             assert!(left_behind(&root, 516).is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn our_snippet_is_known_under_any_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("other");
-        assert!(!is_ours(&path));
-        std::fs::write(&path, SNIPPET).unwrap();
-        assert!(is_ours(&path));
-        std::fs::write(&path, format!("{SNIPPET}x")).unwrap();
-        assert!(!is_ours(&path));
-        let link = directory.path().join("link");
-        std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &link).unwrap();
-        assert!(is_ours(&link));
     }
 }

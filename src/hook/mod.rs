@@ -4,3 +4,4 @@ pub mod attach;
 pub mod earlier;
 pub(crate) mod meant;
 pub mod situation;
+pub mod snippet;

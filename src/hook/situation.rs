@@ -2,11 +2,45 @@
 //!
 //! Facts: `PVE::QemuServer::vm_start_nolock`, `PVE::QemuMigrate`, `PVE::VZDump::QemuServer`, `PVE::LXC::vm_start`.
 
-use crate::cli::Phase;
 use std::time::Duration;
 
 /// How long a hook may take where the guest is alive on another node: its memory waits for this one.
 const MIGRATION_BUDGET: Duration = Duration::from_secs(5);
+
+/// When Proxmox VE calls a hookscript (`PVE::GuestHelpers::exec_hookscript`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// Before the start; a failure stops it.
+    PreStart,
+    /// After the start.
+    PostStart,
+    /// Before a stop.
+    PreStop,
+    /// After the guest has stopped.
+    PostStop,
+    /// One that a later Proxmox VE has; it is none of ours.
+    Other(String),
+}
+
+impl From<&str> for Phase {
+    fn from(name: &str) -> Self {
+        let known = [Self::PreStart, Self::PostStart, Self::PreStop, Self::PostStop];
+        known.into_iter().find(|phase| phase.name() == name).unwrap_or_else(|| Self::Other(name.to_owned()))
+    }
+}
+
+impl Phase {
+    /// Its name, as Proxmox VE passes it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::PreStart => "pre-start",
+            Self::PostStart => "post-start",
+            Self::PreStop => "pre-stop",
+            Self::PostStop => "post-stop",
+            Self::Other(name) => name,
+        }
+    }
+}
 
 /// What PVE is doing with the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -63,3 +63,12 @@ fn images(root: &Root, file: &GuestFile, storages: &StorageConfig) -> BTreeSet<(
     };
     guest::volumes(file.kind, &config).iter().filter_map(spec).collect()
 }
+
+/// A guest whose config cannot be read.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// The config.
+    pub file: GuestFile,
+    /// Why.
+    pub error: String,
+}

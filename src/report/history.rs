@@ -2,8 +2,10 @@
 
 use crate::journal::runs::{Change, Run, State};
 use crate::rbd::action::ActionReport;
-use crate::report::{json::SCHEMA, plain, text};
+use crate::report::json::SCHEMA;
+use crate::report::text;
 use crate::sys::dates;
+use crate::sys::plain::plain;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 

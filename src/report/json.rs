@@ -5,7 +5,7 @@ use crate::observe::survey::DiskFacts;
 use crate::plan::assessment::GuestReport;
 use crate::pve::guest::{Disk, Guest};
 use crate::rbd::action::ActionReport;
-use crate::report::is_hidden;
+use crate::sys::plain::is_hidden;
 use serde_json::{Value, json};
 
 /// The version of the schema.

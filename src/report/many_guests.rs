@@ -5,21 +5,14 @@ use crate::diagnose::verdict::Verdict;
 use crate::finding_codes::Severity;
 use crate::plan::assessment::GuestReport;
 use crate::pve::guest::Kind;
+use crate::pve::load::Unread;
 use crate::pve::node::GuestFile;
 use crate::reading::Reading;
 use crate::report::text::count;
-use crate::report::{coloured, json, plain};
+use crate::report::{coloured, json};
+use crate::sys::plain::plain;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-
-/// A guest whose config cannot be read.
-#[derive(Debug, Clone)]
-pub struct Unread {
-    /// The config.
-    pub file: GuestFile,
-    /// Why.
-    pub error: String,
-}
 
 /// Every verdict, the worst first.
 pub const WORST_FIRST: [Verdict; 5] =

@@ -2,8 +2,9 @@
 
 use crate::diagnose::finding::Finding;
 use crate::plan::assessment::GuestReport;
+use crate::pve::load::Unread;
 use crate::report::json;
-use crate::report::many_guests::{Unread, WORST_FIRST};
+use crate::report::many_guests::WORST_FIRST;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

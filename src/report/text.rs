@@ -8,7 +8,8 @@ use crate::observe::survey::DiskFacts;
 use crate::plan::assessment::GuestReport;
 use crate::pve::guest::{Access, Disk, Guest, Kind};
 use crate::rbd::action::ActionReport;
-use crate::report::{coloured, plain};
+use crate::report::coloured;
+use crate::sys::plain::plain;
 use std::fmt::Write as _;
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! This machine: its directories, files, clock and programs.
 
 pub mod dates;
+pub mod plain;
 pub(crate) mod private_dir;
 pub mod process;
 pub mod root;

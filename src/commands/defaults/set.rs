@@ -15,6 +15,7 @@ use crate::rbd::features::Features;
 use crate::reading::Reading;
 use crate::report::defaults::{json, report};
 use crate::report::json::{SCHEMA, printed};
+use crate::sys::plain::plain;
 use crate::sys::process::{Command, Runner, System};
 use crate::sys::time::now;
 use anyhow::{Context, Result, bail, ensure};
@@ -190,10 +191,7 @@ impl Change {
             Self::File { old, new, .. } => {
                 let (line, gone, come) = difference(old, new);
                 let marked = |mark: char, lines: Vec<&str>| {
-                    lines
-                        .iter()
-                        .map(|line| format!("{mark}{}\n", crate::report::plain(line)))
-                        .collect::<String>()
+                    lines.iter().map(|line| format!("{mark}{}\n", plain(line))).collect::<String>()
                 };
                 format!("{CONF}, line {line}:\n{}{}", marked('-', gone), marked('+', come))
             }
