@@ -460,7 +460,7 @@ mod tests {
     impl Runner for Notes<'_> {
         fn run_watched(
             &self,
-            command: &crate::sys::process::Command,
+            command: &crate::sys::command::Command,
             _: &mut dyn FnMut(Stream, &[u8]),
         ) -> Result<Outcome> {
             let file = self.0.path("/var/lock/qemu-server/lock-516.conf");

@@ -12,7 +12,7 @@ use crate::ceph::ffi::Cluster;
 use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
-use crate::sys::process::quoted;
+use crate::sys::quote::quoted;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

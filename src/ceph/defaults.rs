@@ -2,11 +2,12 @@
 
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
-use crate::ceph::ffi::{Cluster, Errno, Pool};
+use crate::ceph::ffi::{Cluster, Pool};
 use crate::ceph::missing::decode_text;
 use crate::ceph::monitors::{self, Held};
 use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
+use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;

@@ -1,56 +1,14 @@
-//! The C interface of librados and librbd, opened at run time, behind types that cannot be misused; and the few calls of the
-//! system that have no safe form elsewhere.
+//! The C interface of librados and librbd, opened at run time, behind types that cannot be misused.
 //!
 //! Nothing is linked: a guest without RBD disks never loads Ceph, and a node without it gets an error that names the
 //! package. Signatures and layouts are those of `rados/librados.h` and `rbd/librbd.h`, the same from Ceph 16.2 to 20.2.
 //! Errors are positive errnos (`c_int` of Ceph with its sign turned).
-#![allow(unsafe_code)] // Calling C needs it; this is the only file of the product that may.
+#![allow(unsafe_code)] // Calling C needs it; beside `sys/syscalls.rs` this is the only file of the product that may.
 
+use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::{Arc, OnceLock};
-
-/// Ends the process at once, without what C and C++ libraries do at an exit. A worker that was left behind in Ceph at
-/// a deadline still uses what they would take apart under it, and the process would die of signal 11 or 6 instead of
-/// ending with `code`. What is buffered must have been written before.
-pub fn end_process(code: c_int) -> ! {
-    // SAFETY: `_exit` takes any number, touches no memory of ours and does not return.
-    unsafe { nix::libc::_exit(code) }
-}
-
-/// A positive errno.
-pub type Errno = i32;
-
-/// Has the kernel take a key for its Ceph client (`add_key(2)`, type `ceph`) into this process's own keyring, and takes it
-/// away again. Nobody else sees it, and no module is loaded.
-///
-/// # Errors
-/// What the kernel has against the key; 19 (ENODEV) if libceph is not loaded.
-pub fn offer_kernel_key(description: &CStr, payload: &[u8]) -> Result<(), Errno> {
-    use nix::libc::{
-        KEY_SPEC_PROCESS_KEYRING, KEYCTL_REVOKE, KEYCTL_UNLINK, SYS_add_key, SYS_keyctl, syscall,
-    };
-    // SAFETY: both strings are NUL-terminated, the payload is given with its length, and all outlive the call.
-    let key = unsafe {
-        syscall(
-            SYS_add_key,
-            c"ceph".as_ptr(),
-            description.as_ptr(),
-            payload.as_ptr(),
-            payload.len(),
-            KEY_SPEC_PROCESS_KEYRING,
-        )
-    };
-    if key < 0 {
-        return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(EINVAL));
-    }
-    // SAFETY: numbers only; the key is the one just made.
-    unsafe {
-        syscall(SYS_keyctl, KEYCTL_REVOKE, key);
-        syscall(SYS_keyctl, KEYCTL_UNLINK, key, KEY_SPEC_PROCESS_KEYRING);
-    }
-    Ok(())
-}
 
 /// `ERANGE`: the buffer was too small, the needed size is told.
 const ERANGE: Errno = 34;

@@ -5,12 +5,13 @@
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
-use crate::ceph::ffi::{Errno, Image};
+use crate::ceph::ffi::Image;
 use crate::ceph::read_image::{read_lock, read_watchers};
 use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
 use crate::rbd::lock::{Lock, Locker, Watcher};
 use crate::rbd::spec::Spec;
+use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;

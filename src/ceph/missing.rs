@@ -1,9 +1,10 @@
 //! Why an image could not be opened: Ceph says "no such file" for a missing image and for a missing parent alike.
 
-use crate::ceph::ffi::{Errno, Pool, RawTrash};
+use crate::ceph::ffi::{Pool, RawTrash};
 use crate::ceph::image::{ImageReading, Trashed};
 use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
+use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
 use std::sync::Arc;
 

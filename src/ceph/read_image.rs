@@ -1,12 +1,13 @@
 //! Everything that an open image tells.
 
-use crate::ceph::ffi::{Errno, Image, RawLock, RawMirror, RawSnapshot, RawWatcher};
+use crate::ceph::ffi::{Image, RawLock, RawMirror, RawSnapshot, RawWatcher};
 use crate::ceph::image::{Flags, ImageFacts, Mirroring, Snapshot};
 use crate::ceph::parents::read_parents;
 use crate::rbd::address::bare_address;
 use crate::rbd::features::Features;
 use crate::rbd::lock::{Lock, Locker, Watcher};
 use crate::rbd::spec::Spec;
+use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
 
 /// Reads all facts of an image that was opened for reading.

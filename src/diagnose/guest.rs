@@ -4,7 +4,8 @@ use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::safety::HARMLESS_LOCKS;
 use crate::finding_codes::{Code, Severity};
 use crate::observe::survey::{DiskFacts, Survey};
-use crate::pve::guest::{Note, Refusal, RefusalKind};
+use crate::pve::guest::{Refusal, RefusalKind};
+use crate::pve::words::Note;
 use crate::reading::Reading;
 
 /// Findings about the guest, its config and its node.

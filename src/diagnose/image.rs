@@ -17,8 +17,8 @@ use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use crate::settings::DiskSettings;
 use crate::settings::policy::{Policy, Scope};
+use crate::sys::command::Command;
 use crate::sys::dates;
-use crate::sys::process::Command;
 use nix::errno::Errno;
 
 /// Why a change is left for later at boot.

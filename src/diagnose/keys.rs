@@ -6,8 +6,9 @@ use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::key_types;
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
-use crate::pve::guest::{Access, Kind, Role};
+use crate::pve::guest::{Access, Role};
 use crate::pve::keyring::rewrite_command;
+use crate::pve::words::Kind;
 use crate::reading::{Failure, Reading};
 
 /// Findings about the key of each storage that a disk of the guest's lies on.

@@ -14,7 +14,7 @@ use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::Access;
 use crate::reading::Reading;
 use crate::settings::policy::{Policy, Scope};
-use crate::sys::process::Command;
+use crate::sys::command::Command;
 
 /// What is mapped in the place of a disk that the kernel opens, and is another image.
 pub fn findings(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {

@@ -11,6 +11,7 @@ use crate::hook::snippet::ON_LOCAL;
 use crate::hook::snippet::OtherNode;
 use crate::journal::Journal;
 use crate::kernel::{self, KernelFacts, kmsg};
+use crate::observe::keyring::keyring_facts;
 use crate::pve::connection::connection;
 use crate::pve::guest::{self, Guest};
 use crate::pve::keyring::{self, Check};
@@ -20,7 +21,8 @@ use crate::pve::storage::{self, RbdStorage, StorageConfig};
 use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
-use crate::sys::process::{Command, Outcome, Runner, System, find};
+use crate::sys::command::Command;
+use crate::sys::process::{Outcome, Runner, System, find};
 use crate::sys::root::Root;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -187,7 +189,7 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
         Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
-    let keyring = keyring::look(&connection, check);
+    let keyring = keyring_facts(&connection, check);
     StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
 }
 

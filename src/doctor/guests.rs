@@ -6,7 +6,7 @@ use crate::hook::snippet::ON_LOCAL;
 use crate::hook::snippet::{OtherNode, Presence};
 use crate::pve::guest::{Guest, Role};
 use crate::reading::Reading;
-use crate::sys::process::quoted;
+use crate::sys::quote::quoted;
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     let mut checks: Vec<Check> = facts.snippets.iter().map(|there| snippet(facts, there)).collect();

@@ -1,8 +1,8 @@
 //! What `attach` and `detach` have to do to a guest. Pure: decided from the guest's config and the settings.
 
 use crate::hook::earlier;
-use crate::pve::guest::Kind;
-use crate::sys::process::Command;
+use crate::pve::words::Kind;
+use crate::sys::command::Command;
 use serde::Serialize;
 use std::time::Duration;
 

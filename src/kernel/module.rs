@@ -1,6 +1,7 @@
 //! Loads the kernel's rbd module. Never done by reading: whoever is about to map decides.
 
-use crate::sys::process::{Command, Runner};
+use crate::sys::command::Command;
+use crate::sys::process::Runner;
 use anyhow::{Context, Result};
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use crate::kernel;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::fsids::Fsids;
+use crate::observe::keyring::keyring_facts;
 use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
 use crate::observe::{clients, mirrors, owners};
@@ -434,7 +435,7 @@ fn pools_in(
 }
 
 fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
-    let keyring = keyring::look(&connection, check);
+    let keyring = keyring_facts(&connection, check);
     StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
 }
 

@@ -3,6 +3,7 @@
 mod clients;
 pub mod fsids;
 pub mod gather;
+pub mod keyring;
 pub mod lock_owner;
 mod mirrors;
 mod owners;

@@ -3,8 +3,8 @@
 //! `PVE::QemuServer::parse_vm_config` and `PVE::LXC::Config::parse_pct_config`; they differ in small things. What a
 //! value means is not looked at here.
 
-use super::guest::{Kind, Note};
 use super::perl::{all_blank, excerpt, lossy, trim_end, trim_start};
+use super::words::{Kind, Note};
 
 /// A guest config, cut into its sections.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 //!
 //! The facts are those of `PVE::QemuServer::Drive` and `PVE::LXC::Config`.
 
-use super::guest::Dropped;
 use super::perl::{boolean, excerpt};
 use super::property::{Properties, Rule, Schema, is_size, parse};
 use super::volume::split_volid;
+use super::words::Dropped;
 
 /// A volume key of a guest config, which says by what rules its value is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

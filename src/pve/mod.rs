@@ -16,3 +16,4 @@ mod property;
 pub mod snippet;
 pub mod storage;
 pub mod volume;
+pub mod words;

@@ -4,7 +4,7 @@ use crate::rbd::features::Features;
 use crate::rbd::identity::ImageIdentity;
 use crate::rbd::lock::Locker;
 use crate::rbd::spec::Spec;
-use crate::sys::process::Command;
+use crate::sys::command::Command;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

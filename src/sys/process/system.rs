@@ -1,6 +1,7 @@
 //! Really runs commands.
 
-use super::{Command, Outcome, Runner, STDERR_TAIL, STDOUT_LIMIT, Status, Stream, masked};
+use super::{Outcome, Runner, STDERR_TAIL, STDOUT_LIMIT, Status, Stream, masked};
+use crate::sys::command::Command;
 use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
