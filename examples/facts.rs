@@ -1,9 +1,9 @@
 //! Reads images as the tool does and prints what came of it as JSON:
 //! `facts CONF USER KEYRING SECONDS [POOL/[NAMESPACE/]IMAGE…]`. The tests use it to see how a process ends.
 
-use rbd_preflight::ceph::image::Spec;
-use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::ceph::read_cluster::read_cluster;
 use rbd_preflight::pve::connection::Connection;
+use rbd_preflight::rbd::spec::Spec;
 use std::time::{Duration, Instant};
 
 fn main() -> anyhow::Result<()> {

@@ -1,10 +1,11 @@
 //! The command line: every clap type there is.
 
-use crate::ceph::features::Features;
 use crate::defaults;
-use crate::diagnose::code::Code;
-use crate::verdict::Verdict;
-use crate::when::When;
+use crate::diagnose::verdict::Verdict;
+use crate::finding_codes::Code;
+use crate::hook::situation::Phase;
+use crate::rbd::features::Features;
+use crate::sys::dates::When;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -284,41 +285,6 @@ pub struct Hook {
     /// The phase that Proxmox VE calls it in
     #[arg(value_name = "PHASE", value_parser = |text: &str| Ok::<Phase, String>(Phase::from(text)))]
     pub phase: Phase,
-}
-
-/// When Proxmox VE calls a hookscript (`PVE::GuestHelpers::exec_hookscript`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Phase {
-    /// Before the start; a failure stops it.
-    PreStart,
-    /// After the start.
-    PostStart,
-    /// Before a stop.
-    PreStop,
-    /// After the guest has stopped.
-    PostStop,
-    /// One that a later Proxmox VE has; it is none of ours.
-    Other(String),
-}
-
-impl From<&str> for Phase {
-    fn from(name: &str) -> Self {
-        let known = [Self::PreStart, Self::PostStart, Self::PreStop, Self::PostStop];
-        known.into_iter().find(|phase| phase.name() == name).unwrap_or_else(|| Self::Other(name.to_owned()))
-    }
-}
-
-impl Phase {
-    /// Its name, as Proxmox VE passes it.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::PreStart => "pre-start",
-            Self::PostStart => "post-start",
-            Self::PreStop => "pre-stop",
-            Self::PostStop => "post-stop",
-            Self::Other(name) => name,
-        }
-    }
 }
 
 /// A guest's number: 100 to 999999999 (`PVE::JSONSchema`, `pve-vmid`).

@@ -2,9 +2,10 @@
 
 use crate::ceph::conf::{Setting, strongest};
 use crate::ceph::defaults::{DefaultFeatures, OPTION};
-use crate::ceph::features::{Change, Features};
 use crate::ceph::monitors::{Held, parse_features};
-use crate::reading::Reading;
+use crate::pve::connection::Connection;
+use crate::rbd::features::{Change, Features};
+use crate::reading::{Failure, Reading};
 
 /// What every kernel from 5.3 can map, and what PVE turns on for krbd disks anyway; without deep-flatten, which can be
 /// taken off an image but never be given back.
@@ -133,12 +134,36 @@ pub fn line(features: Features) -> String {
     format!("{OPTION} = {}", value(features))
 }
 
+/// What holds for one user of one cluster.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The storages that are reached so.
+    pub storages: Vec<String>,
+    /// How.
+    pub connection: Connection,
+    /// The ceph.conf that is read.
+    pub conf: String,
+    /// What was seen.
+    pub seen: DefaultFeatures,
+    /// Where what holds comes from.
+    pub source: Source,
+}
+
+impl Place {
+    /// What new images get, and whether the cluster itself was heard on it.
+    pub fn effective(&self) -> (&Reading<Features>, Option<&Failure>) {
+        match &self.seen.cluster {
+            Reading::Known(cluster) => (&cluster.effective, None),
+            Reading::Unknown(failure) => (&self.seen.by_file, Some(failure)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ceph::conf::settings;
     use crate::ceph::defaults::FromCluster;
-    use crate::reading::Failure;
 
     #[test]
     fn names_and_numbers_are_taken() {

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// A positive errno.
+pub type Errno = i32;
+
 /// What came of reading one fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Reading_of_{T}"))]
@@ -82,6 +85,14 @@ impl Failure {
         let errno = errno.saturating_abs();
         let words = nix::errno::Errno::from_raw(errno).desc();
         Self { origin: Origin::Outside, what: what.into(), errno: Some(errno), message: words.to_owned() }
+    }
+
+    /// A failure of a call of the system, with its errno where it has one.
+    pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::errno(what, errno),
+            None => Self::new(what, error.to_string()),
+        }
     }
 
     /// A failure without an errno.

@@ -3,9 +3,11 @@
 
 use proptest::prelude::*;
 use rbd_preflight::pve::connection::mon_host;
-use rbd_preflight::pve::guest::{self, Access, Disk, Guest, Kind, RefusalKind, Role, Source};
+use rbd_preflight::pve::guest;
+use rbd_preflight::pve::guest::{Access, Disk, Guest, RefusalKind, Role, Source};
 use rbd_preflight::pve::storage::{self, RbdStorage, StorageConfig};
 use rbd_preflight::pve::volume::is_cloudinit;
+use rbd_preflight::pve::words::Kind;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 

@@ -1,20 +1,9 @@
 //! What the monitors say of a cluster.
 
-use crate::ceph::features::Features;
+use crate::rbd::blocklist::{BlocklistEntry, entry_of_host};
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
-
-/// An address on the OSD blocklist.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct BlocklistEntry {
-    /// `10.0.0.1:0/492268007`, or a range `10.0.0.0:0/24`.
-    pub address: String,
-    /// When the entry ends, as the monitor writes it (`2026-11-23T05:00:00.000000+0000`).
-    pub until: String,
-    /// A CIDR range, not one address.
-    pub range: bool,
-}
 
 /// `ceph health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,4 +74,13 @@ pub struct ClusterFacts {
     pub default_features: Reading<Features>,
     /// Seconds a broken lock's owner stays on the blocklist; 0 is the cluster's own default (tracker 54613: keep it 0).
     pub blocklist_expire_seconds: Reading<u64>,
+}
+
+impl ClusterFacts {
+    /// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far
+    /// as is known the tool's own client has the address that the others have.
+    pub fn node_entry(&self) -> Option<&BlocklistEntry> {
+        let list = self.blocklist.known()?;
+        self.own_addresses.iter().find_map(|address| entry_of_host(address, list))
+    }
 }

@@ -1,45 +1,10 @@
 //! What Ceph knows of one image.
 
-use crate::ceph::features::Features;
-use crate::kernel::Mapping;
-use crate::pve::guest::Disk;
+use crate::rbd::features::Features;
+use crate::rbd::lock::{Lock, Watcher};
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
-
-/// Which image: pool, namespace, name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Spec {
-    /// The pool.
-    pub pool: String,
-    /// The namespace, if not the default one.
-    pub namespace: Option<String>,
-    /// The image's name.
-    pub image: String,
-}
-
-impl Spec {
-    /// The image of a guest's disk; `None` where PVE cannot parse the volume's name.
-    pub fn of(disk: &Disk) -> Option<Self> {
-        let Disk { pool, namespace, image, .. } = disk;
-        Some(Self { pool: pool.clone(), namespace: namespace.clone(), image: image.clone()? })
-    }
-
-    /// The image that this node's kernel has mapped.
-    pub fn of_mapping(mapping: &Mapping) -> Self {
-        let Mapping { pool, namespace, image, .. } = mapping;
-        Self { pool: pool.clone(), namespace: namespace.clone(), image: image.clone() }
-    }
-}
-
-impl std::fmt::Display for Spec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "{}/{namespace}/{}", self.pool, self.image),
-            None => write!(f, "{}/{}", self.pool, self.image),
-        }
-    }
-}
 
 /// `RBD_FLAG_*`: what Ceph holds for untrue about the object map of a head or snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -72,42 +37,6 @@ pub struct Snapshot {
     pub flags: Reading<Flags>,
     /// It is protected (clone v1 parents).
     pub protected: bool,
-}
-
-/// Who holds the image's lock object.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Lock {
-    /// `internal` for librbd's and krbd's own exclusive lock, anything else for `rbd lock add`.
-    pub tag: String,
-    /// The lock is exclusive (else shared).
-    pub exclusive: bool,
-    /// The owners; empty when nobody holds it.
-    pub lockers: Vec<Locker>,
-}
-
-/// One owner of a lock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Locker {
-    /// `client.4140`.
-    pub client: String,
-    /// `auto 140192430251296`.
-    pub cookie: String,
-    /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
-    pub address: String,
-}
-
-/// One client that watches the image's header.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Watcher {
-    /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
-    pub address: String,
-    /// The client's number.
-    pub client: u64,
-    /// The watch's cookie; krbd's begin at 0xffff000000000001.
-    pub cookie: u64,
 }
 
 /// One ancestor of a clone; the direct parent comes first.
@@ -170,6 +99,13 @@ pub struct ImageFacts {
     pub mirroring: Reading<Option<Mirroring>>,
     /// The state of a live migration (`prepared`, `executing`, …); `Known(None)` is none.
     pub migration: Reading<Option<String>>,
+}
+
+impl ImageFacts {
+    /// This watcher owns the image's lock, as far as that could be read.
+    pub fn is_locked_by(&self, watcher: &Watcher) -> bool {
+        self.lock.known().is_some_and(|lock| lock.is_owned_by(watcher))
+    }
 }
 
 /// An image that was moved to its pool's trash, and can be restored from there.

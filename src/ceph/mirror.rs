@@ -5,9 +5,9 @@
 //! but its own snapshots' state. What tells it from a writer: it also watches the pool's object `rbd_mirroring`
 //! (`librbd::MirroringWatcher`), which nothing else in Ceph does. Seen on 16.2.15, 18.2.7 and 20.2.4.
 
-use crate::ceph::image::Watcher;
 use crate::ceph::watches::listed_by_rados;
 use crate::pve::connection::Connection;
+use crate::rbd::lock::Watcher;
 use crate::reading::Reading;
 use std::time::Duration;
 

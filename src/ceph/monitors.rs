@@ -1,9 +1,10 @@
 //! What the monitors answer, and the options that hold on a connection.
 
-use crate::ceph::alive::bare_address;
-use crate::ceph::binding::Cluster;
-use crate::ceph::cluster::{BlocklistEntry, Health};
-use crate::ceph::features::Features;
+use crate::ceph::cluster::Health;
+use crate::ceph::ffi::Cluster;
+use crate::rbd::address::bare_address;
+use crate::rbd::blocklist::BlocklistEntry;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! Where the lines of the `log` crate go: those on changes to the system's journal, where there is one, and to stderr whatever
 //! the administrator asks for.
 
+use crate::sys::plain::plain;
 use log::{LevelFilter, Log, Metadata, Record};
 use systemd_journal_logger::JournalLog;
 
@@ -25,7 +26,7 @@ impl Log for Both {
         }
         if record.level() <= self.stderr {
             let level = record.level().as_str().to_lowercase();
-            errln!("rbd-preflight: {level}: {}", crate::report::plain(&record.args().to_string()));
+            errln!("rbd-preflight: {level}: {}", plain(&record.args().to_string()));
         }
     }
 

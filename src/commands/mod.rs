@@ -20,21 +20,22 @@ mod confirm;
 mod defaults;
 mod disks;
 mod doctor;
-mod fleet;
 mod history;
 mod hook;
+mod live;
 mod logging;
+mod many_guests;
 mod quorum;
 mod repair;
 mod session;
 mod snippet;
 mod start;
 mod undo;
-mod world;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
-use crate::root::Root;
+use crate::sys::plain::plain;
+use crate::sys::root::Root;
 use std::fmt;
 use std::io::{self, Write as _};
 
@@ -75,8 +76,8 @@ fn print(words: fmt::Arguments) {
 
 /// An error and its causes, one a line, on stderr.
 fn complain(error: &anyhow::Error) {
-    errln!("rbd-preflight: {}", crate::report::plain(&error.to_string()));
+    errln!("rbd-preflight: {}", plain(&error.to_string()));
     for cause in error.chain().skip(1) {
-        errln!("  because: {}", crate::report::plain(&cause.to_string()));
+        errln!("  because: {}", plain(&cause.to_string()));
     }
 }

@@ -1,12 +1,15 @@
 //! Our snippet: put where Proxmox VE takes hookscripts from, and looked for on the other nodes.
 
-use crate::chain::{NAME, SNIPPET, is_ours};
 use crate::exit::{Coded, Exit};
-use crate::process::{Command, Runner, quoted};
+use crate::hook::snippet::{NAME, SNIPPET, is_ours};
+use crate::hook::snippet::{OtherNode, Presence};
 use crate::pve::snippet;
 use crate::pve::storage::StorageConfig;
-use crate::report::attach::{OtherNode, Placed, Presence};
-use crate::root::Root;
+use crate::report::attach::Placed;
+use crate::sys::command::Command;
+use crate::sys::process::Runner;
+use crate::sys::quote::quoted;
+use crate::sys::root::Root;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;

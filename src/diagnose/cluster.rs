@@ -1,13 +1,14 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
-use crate::diagnose::code::{Code, Severity};
+use crate::ceph::cluster::{ClusterFacts, FULL, Health};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
-use crate::kernel::blocklist::entry_of_host;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::lock_owner::unwatching;
+use crate::observe::survey::Survey;
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::reading::{Failure, Origin, Reading};
-use crate::survey::Survey;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -71,22 +72,15 @@ fn silent(failure: &Failure, storages: &str) -> Finding {
 
 /// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.
 fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
-    let here = |disk: &&crate::survey::DiskFacts| {
+    let here = |disk: &&crate::observe::survey::DiskFacts| {
         disk.disk.access != Access::Krbd
             && survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
     };
-    survey.disks.iter().filter(here).any(crate::diagnose::lock::is_stale)
-}
-
-/// The entry of the blocklist that shuts out every client on this node (`ceph osd blocklist add HOST`, a range): as far
-/// as is known the tool's own client has the address that the others have.
-pub fn node_entry(facts: &ClusterFacts) -> Option<&BlocklistEntry> {
-    let list = facts.blocklist.known()?;
-    facts.own_addresses.iter().find_map(|address| entry_of_host(address, list))
+    survey.disks.iter().filter(here).any(|disk| unwatching(disk).is_some())
 }
 
 fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
-    let BlocklistEntry { address, until, .. } = node_entry(facts)?;
+    let BlocklistEntry { address, until, .. } = facts.node_entry()?;
     let own = facts.own_addresses.join(", ");
     let detail = format!("{address} until {until}; this node's clients come from there ({own})");
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))

@@ -1,21 +1,24 @@
 //! One image as the rules look at it, and what there is to say before its features and locks.
 
-use crate::action::{Action, ActionReport, Change, Target};
-use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
-use crate::diagnose::code::{Code, Severity};
+use crate::ceph::image::{ImageFacts, ImageReading, Trashed};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, gate, known, lock};
+use crate::diagnose::owner;
+use crate::diagnose::{known, safety};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
-use crate::policy::{Policy, Scope};
-use crate::process::Command;
+use crate::observe::lock_owner::{self, Life};
+use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::{Access, Role};
+use crate::rbd::action::{Action, ActionReport, Change, Target};
+use crate::rbd::features::Features;
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use crate::settings::DiskSettings;
-use crate::survey::{DiskFacts, StorageFacts, Survey};
-use crate::when;
+use crate::settings::policy::{Policy, Scope};
+use crate::sys::command::Command;
+use crate::sys::dates;
 use nix::errno::Errno;
 
 /// Why a change is left for later at boot.
@@ -61,7 +64,7 @@ impl<'a> Image<'a> {
         let Some(ImageReading::Found(facts)) = &disk.reading else { return None };
         let storage = survey.storages.get(&disk.disk.storage)?;
         let mapped = survey.mapped(disk);
-        let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
+        let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| safety::guest_forbids(survey));
         let mirror_daemons = mirror_daemons(disk, facts);
         let forbids = |harmless: &[Watcher]| {
             let by_guest = guest_forbidden.clone();
@@ -104,24 +107,24 @@ impl<'a> Image<'a> {
         &self.target.fsid
     }
 
-    /// Whether `repair` would change the image if this node's kernel did not have it mapped.
-    pub fn wants_change_unmapped(&self) -> bool {
-        let own: Vec<&str> = self
-            .mapped
-            .known()
-            .into_iter()
-            .flatten()
-            .map(|mapping| mapping.client_address.as_str())
-            .collect();
+    /// What Ceph says of it, less the watches of this node's own mappings.
+    pub fn facts_unmapped(&self) -> ImageFacts {
+        let mapped = self.mapped.known().into_iter().flatten();
+        let own: Vec<&str> = mapped.map(|mapping| mapping.client_address.as_str()).collect();
         let mut facts = self.facts.clone();
         if let Reading::Known(watchers) = &mut facts.watchers {
             watchers.retain(|watcher| !own.contains(&watcher.address.as_str()));
         }
+        facts
+    }
+
+    /// The image as it would be if this node's kernel did not have it mapped; `facts` are [`Self::facts_unmapped`].
+    pub fn unmapped<'b>(&'b self, facts: &'b ImageFacts) -> Image<'b> {
         let mapped = Reading::Known(Vec::new());
         let by_guest = self.guest_forbidden.clone();
-        let forbidden = by_guest.or_else(|| image_forbids(self.survey, self.disk, &facts, &mapped, &[]));
-        let unmapped = Image {
-            facts: &facts,
+        let forbidden = by_guest.or_else(|| image_forbids(self.survey, self.disk, facts, &mapped, &[]));
+        Image {
+            facts,
             mapped,
             forbidden,
             map_forbidden: self.map_forbidden.clone(),
@@ -131,8 +134,7 @@ impl<'a> Image<'a> {
             settings: self.settings.clone(),
             target: self.target.clone(),
             ..*self
-        };
-        features::findings(&unmapped).iter().any(|finding| finding.remedy.kind == RemedyKind::Automatic)
+        }
     }
 
     /// The kernel opens it.
@@ -191,7 +193,7 @@ impl<'a> Image<'a> {
     /// what PVE opens before it; and a lock alone is broken by whoever opens the image.
     fn is_for_the_hook(&self, actions: &[Action]) -> bool {
         let breaks_lock = |action: &Action| matches!(action.change, Change::BreakLock { .. });
-        let waits = || matches!(owner::life(self.survey, self.disk), Some(Life::NotYet(_)));
+        let waits = || matches!(lock_owner::life(self.survey, self.disk), Some(Life::NotYet(_)));
         self.at_boot && (!self.disk.disk.before_hook || actions.iter().all(breaks_lock)) && waits()
     }
 
@@ -260,7 +262,7 @@ fn image_forbids(
     mapped: &Reading<Vec<Mapping>>,
     harmless: &[Watcher],
 ) -> Option<String> {
-    gate::image_forbids(&disk.spec()?, facts, mapped, harmless).or_else(|| owner::forbids(survey, disk))
+    safety::image_forbids(&disk.spec()?, facts, mapped, harmless).or_else(|| owner::forbids(survey, disk))
 }
 
 /// rbd-mirror's daemons among those who watch an image. Whoever owns its lock is none, whatever else it is: it writes.
@@ -271,7 +273,7 @@ fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
         daemons.iter().any(|daemon| (daemon.client, &daemon.address) == (watcher.client, &watcher.address))
     };
     let watchers = facts.watchers.known().into_iter().flatten().filter(is_one);
-    watchers.filter(|watcher| !lock::owns_lock(facts, watcher)).cloned().collect()
+    watchers.filter(|watcher| !facts.is_locked_by(watcher)).cloned().collect()
 }
 
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
@@ -329,7 +331,7 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
 
 /// This node as a whole is on the blocklist of the disk's cluster.
 fn shut_out(survey: &Survey, disk: &DiskFacts) -> bool {
-    survey.cluster_of(disk).and_then(Reading::known).is_some_and(|facts| cluster::node_entry(facts).is_some())
+    survey.cluster_of(disk).and_then(Reading::known).is_some_and(|facts| facts.node_entry().is_some())
 }
 
 /// The image was moved to the trash: what is there, until when, and how it comes back.
@@ -341,10 +343,10 @@ fn in_trash(survey: &Survey, disk: &DiskFacts, spec: &str, trashed: &[Trashed]) 
             source => format!(", by {source}"),
         };
         let kept = match trashed.kept_until > trashed.deleted {
-            true => format!("kept until {}", when::shown(trashed.kept_until)),
+            true => format!("kept until {}", dates::shown(trashed.kept_until)),
             false => "may be purged at any time".to_owned(),
         };
-        format!("the id {}, moved there {}{by}, {kept}", trashed.id, when::shown(trashed.deleted))
+        format!("the id {}, moved there {}{by}, {kept}", trashed.id, dates::shown(trashed.deleted))
     };
     let told: Vec<String> = trashed.iter().map(entry).collect();
     let finding =

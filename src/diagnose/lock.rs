@@ -1,26 +1,23 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
-use crate::action::{Change, LockOwner};
-use crate::ceph::alive::watcher_of;
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
-use crate::ceph::features::Features;
-use crate::ceph::image::{ImageFacts, Locker, Watcher};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate::external_locker;
 use crate::diagnose::image::Image;
-use crate::diagnose::owner::{Life, blocklist_of, is_to_be_open, life, unwatching};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
-use crate::kernel::blocklist::entry_of;
+use crate::observe::lock_owner::{Life, blocklist_of, is_to_be_open, life, unwatching};
+use crate::rbd::action::{Change, LockOwner};
+use crate::rbd::blocklist::entry_of;
+use crate::rbd::features::Features;
+use crate::rbd::lock::{Locker, Watcher};
 use crate::reading::Reading;
-use crate::survey::DiskFacts;
 use nix::errno::Errno;
 
 /// Findings about the image's users and its lock.
 pub fn findings(image: &Image) -> Vec<Finding> {
     let mut findings: Vec<Finding> = in_use(image).into_iter().collect();
     if let Reading::Known(lock) = &image.facts.lock {
-        match external_locker(lock) {
+        match lock.set_by_hand() {
             Some(locker) => findings.push(external(image, locker)),
             None => findings.extend(stale(image)),
         }
@@ -59,16 +56,10 @@ fn in_use(image: &Image) -> Option<Finding> {
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.
 fn client(image: &Image, watcher: &Watcher) -> String {
-    let lock = if owns_lock(image.facts, watcher) { ", it owns the exclusive lock" } else { "" };
+    let lock = if image.facts.is_locked_by(watcher) { ", it owns the exclusive lock" } else { "" };
     let node = image.survey.node.whereabouts.get(&watcher.address);
     let node = node.map(|node| format!(" ({node})")).unwrap_or_default();
     format!("client.{} at {}{node}{lock}", watcher.client, watcher.address)
-}
-
-/// The watcher owns the image's exclusive lock.
-pub(super) fn owns_lock(facts: &ImageFacts, watcher: &Watcher) -> bool {
-    let mut lockers = facts.lock.known().into_iter().flat_map(|lock| &lock.lockers);
-    lockers.any(|locker| watcher_of(locker, std::slice::from_ref(watcher)).is_some())
 }
 
 /// The watch of this node's own mapping: the kernel's client has one address for all its mappings.
@@ -83,11 +74,6 @@ fn external(image: &Image, locker: &Locker) -> Finding {
     let command = image.rbd(&["lock", "ls", &image.spec.image]);
     let finding = Finding::new(Code::LockExternal, detail).commands([command]);
     if needs_lock { finding } else { finding.severity(Severity::Warning) }
-}
-
-/// Whether the disk's image has a lock that will have to be broken at the start.
-pub fn is_stale(disk: &DiskFacts) -> bool {
-    unwatching(disk).is_some()
 }
 
 fn stale(image: &Image) -> Option<Finding> {

@@ -1,26 +1,26 @@
 //! What this node's kernel has mapped of a guest's images, and what came of mapping more.
 
-use crate::action::{Action, ActionResult, Change, Target};
-use crate::ceph::image::Spec;
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
-use crate::diagnose::map_failure;
 use crate::diagnose::sharing::{clients, rxbounce, takes};
+use crate::diagnose::{features, map_failure};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, Sharing};
 use crate::kernel::holders::{Holder, Process};
-use crate::policy::Scope;
-use crate::pve::guest::{Kind, Role};
+use crate::observe::survey::Survey;
+use crate::pve::guest::Role;
+use crate::pve::words::Kind;
+use crate::rbd::action::{Action, ActionResult, Change, Target};
 use crate::reading::Reading;
-use crate::survey::Survey;
+use crate::settings::policy::Scope;
 
 /// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
 const FRESH: u64 = 10;
 
 /// `/dev/rbd0 rbd/vm-100-disk-0 (guest 100, running)`.
 pub fn told(survey: &Survey, mapping: &Mapping) -> String {
-    let spec = Spec::of_mapping(mapping);
+    let spec = mapping.spec();
     let guests = survey.node.mapping_users.get(&mapping.id).map(|users| &users.guests);
     let guests: Vec<String> = guests
         .into_iter()
@@ -40,7 +40,7 @@ pub fn unmap(mapping: &Mapping) -> Action {
     let target = Target {
         storage: String::new(),
         fsid: mapping.fsid.clone(),
-        spec: Spec::of_mapping(mapping),
+        spec: mapping.spec(),
         id: mapping.image_id.clone(),
         rbd_arguments: Vec::new(),
     };
@@ -150,7 +150,7 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     // One with a client of its own is there because the shared client is dead, or was when it was mapped.
     let own_client = Identity::of_mapping(mapping).is_private();
     let on_purpose = own_client && !matches!(dead_and_shared(image), Shared::Fit);
-    let wanted = useless.is_some() || (!map && !on_purpose) || image.wants_change_unmapped();
+    let wanted = useless.is_some() || (!map && !on_purpose) || wants_change_unmapped(image);
     let just_made = image.was_mapped();
     // A dead one is of no use to anybody.
     let needed = || {
@@ -188,6 +188,13 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     }
     finding.remedy.commands.push(command);
     finding
+}
+
+/// Whether `repair` would change the image if this node's kernel did not have it mapped.
+fn wants_change_unmapped(image: &Image) -> bool {
+    let facts = image.facts_unmapped();
+    let findings = features::findings(&image.unmapped(&facts));
+    findings.iter().any(|finding| finding.remedy.kind == RemedyKind::Automatic)
 }
 
 /// Whoever has the device open may be gone in a moment.

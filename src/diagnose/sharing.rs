@@ -1,12 +1,12 @@
 //! This node's kernel clients, and which of them a disk's map would take.
 
-use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::ImageReading;
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, PlainMap, Sharing};
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::BlocklistEntry;
 use crate::reading::{Failure, Reading};
-use crate::survey::{DiskFacts, Survey};
 use std::collections::BTreeMap;
 
 /// One kernel client of this node, by what is mapped through it.

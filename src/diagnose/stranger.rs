@@ -2,20 +2,19 @@
 //! from the name that the image had when it was mapped: after `rbd rename A B; rbd create A` it leads to B's data, and a
 //! start of the guest with the disk A would write there.
 
-use crate::ceph::identity::ImageIdentity;
-use crate::ceph::image::{ImageReading, Spec};
-use crate::diagnose::code::{Code, Severity};
+use crate::ceph::image::ImageReading;
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate;
 use crate::diagnose::mapping::{fresh, gave_up, kept, unmap};
+use crate::diagnose::safety;
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
 use crate::kernel::holders::Holder;
-use crate::policy::{Policy, Scope};
-use crate::process::Command;
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::Access;
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
+use crate::settings::policy::{Policy, Scope};
+use crate::sys::command::Command;
 
 /// What is mapped in the place of a disk that the kernel opens, and is another image.
 pub fn findings(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
@@ -35,7 +34,7 @@ fn of_mapping(survey: &Survey, policy: &Policy, disk: &DiskFacts, mapping: &Mapp
     let storage = &disk.disk.storage;
     let why_not = policy
         .forbids(storage)
-        .or_else(|| gate::guest_forbids(survey))
+        .or_else(|| safety::guest_forbids(survey))
         .or_else(|| kept(survey, mapping))
         .or_else(|| {
             (policy.scope == Scope::InHook && disk.disk.before_hook)
@@ -64,7 +63,7 @@ fn of_mapping(survey: &Survey, policy: &Policy, disk: &DiskFacts, mapping: &Mapp
 /// What was seen: which image the device is, and which one the disk is.
 fn detail(disk: &DiskFacts, mapping: &Mapping, linked: bool) -> String {
     let spec = disk.spec().map(|spec| spec.to_string()).unwrap_or_default();
-    let (theirs, own) = (Spec::of_mapping(mapping), disk.spec());
+    let (theirs, own) = (mapping.spec(), disk.spec());
     let name = if own == Some(theirs.clone()) {
         "mapped when it had this name".to_owned()
     } else {
@@ -89,7 +88,7 @@ fn told(id: Option<&str>) -> String {
 /// The command that tells which name the other image has now, where the disk's storage leads to it.
 fn present_name(survey: &Survey, disk: &DiskFacts, mapping: &Mapping) -> Option<String> {
     let storage = survey.storages.get(&disk.disk.storage)?;
-    let (own, theirs) = (survey.identity(disk)?, ImageIdentity::of_mapping(mapping));
+    let (own, theirs) = (survey.identity(disk)?, mapping.identity());
     let id = theirs.id.filter(|id| !id.is_empty())?;
     let here = (own.fsid, own.pool, own.namespace) == (theirs.fsid, theirs.pool, theirs.namespace);
     let command = Command::new("rbd").args(rbd_arguments(&storage.section, &storage.connection));

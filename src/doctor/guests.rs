@@ -1,11 +1,12 @@
 //! The guests of this node: are they started with the hook, and can it help them in time.
 
-use super::{Check, Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, State, Works};
-use crate::chain;
-use crate::process::quoted;
+use super::{Check, Facts, LeftBehind, Snippet, SnippetFacts, State, Works};
+use crate::hook::earlier;
+use crate::hook::snippet::ON_LOCAL;
+use crate::hook::snippet::{OtherNode, Presence};
 use crate::pve::guest::{Guest, Role};
 use crate::reading::Reading;
-use crate::report::attach::{OtherNode, Presence};
+use crate::sys::quote::quoted;
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     let mut checks: Vec<Check> = facts.snippets.iter().map(|there| snippet(facts, there)).collect();
@@ -47,12 +48,12 @@ fn with_disks(facts: &Facts) -> impl Iterator<Item = &Guest> {
 
 /// The guest's hookscript is ours, on whatever storage.
 fn is_hooked(guest: &Guest) -> bool {
-    guest.hookscript.as_deref().is_some_and(|volid| chain::ours(volid).is_some())
+    guest.hookscript.as_deref().is_some_and(|volid| crate::hook::snippet::ours(volid).is_some())
 }
 
 /// `snippet`, and for another name than the usual one that name too.
 fn named(what: &str, volid: &str) -> String {
-    if volid == SNIPPET { what.to_owned() } else { format!("{what}:{volid}") }
+    if volid == ON_LOCAL { what.to_owned() } else { format!("{what}:{volid}") }
 }
 
 /// PVE refuses to start a guest whose hookscript is not there.
@@ -85,7 +86,7 @@ fn earlier((vmid, volid, runs): &(u32, String, Works)) -> Option<Check> {
     let why = runs.as_ref().err()?;
     let detail = format!("guest {vmid} does not start: its snippet calls {volid} too, and PVE says: {why}");
     let remedy =
-        format!("put it back; or do without it: qm set {vmid} --hookscript {SNIPPET} (pct for a container)");
+        format!("put it back; or do without it: qm set {vmid} --hookscript {ON_LOCAL} (pct for a container)");
     Some(Check::new(format!("earlier-hookscript:{vmid}"), State::Fail, detail).remedy(remedy))
 }
 
@@ -106,11 +107,11 @@ fn of_number(facts: &Facts, left: &LeftBehind) -> Check {
         Err(why) => format!("something unknown ({why})"),
     };
     let plain = |guest: &Guest| {
-        let ours = guest.hookscript.as_deref().and_then(chain::ours);
+        let ours = guest.hookscript.as_deref().and_then(crate::hook::snippet::ours);
         guest.vmid == vmid && ours.is_some_and(|ours| ours.earlier.is_none())
     };
     let seen = format!("an earlier version remembered {script} for the number {vmid}; it is not run");
-    let forget = format!("rm {}", chain::file(vmid));
+    let forget = format!("rm {}", earlier::file(vmid));
     let (detail, remedy) = match &left.node {
         None => (format!("{seen}, and there is no such guest"), forget),
         Some(_) if facts.guests().any(plain) => (

@@ -1,9 +1,8 @@
 //! The key of a storage's user: of which type it is, and who on this node can use it.
 
-use super::storages::user_of;
 use super::{Check, Facts, State, StorageFacts};
 use crate::ceph::keyring::{Key, Keyring};
-use crate::diagnose::code::Code;
+use crate::finding_codes::Code;
 use crate::kernel::key_types;
 use crate::pve::guest::Access;
 use crate::pve::keyring::rewrite_command;
@@ -133,4 +132,8 @@ fn kernel(facts: &Facts, storage: &StorageFacts) -> Part {
         (true, State::Ok | State::Unknown) => Part::new(state, told),
         (true, state) => Part { state, ..Part::fail(told, Code::KeyTypeUnsupported.remedy()) },
     }
+}
+
+pub fn user_of(storage: &StorageFacts) -> &str {
+    storage.connection.as_ref().map_or("admin", |connection| connection.user.as_str())
 }

@@ -1,13 +1,14 @@
 //! The rbd storages: can they be reached, and may their users do what is needed.
 
+use super::keys::user_of;
 use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
-use crate::process::Command;
 use crate::pve::connection::rbd_arguments;
 use crate::pve::keyring::rewrite_command;
 use crate::reading::{Failure, Reading};
+use crate::sys::command::Command;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 
@@ -180,10 +181,6 @@ fn of_cluster(ids: &str, facts: &ClusterFacts) -> Check {
         _ if health.is_error() => Check::new(name, State::Fail, detail).remedy("ceph health detail"),
         _ => Check::new(name, State::Warn, detail).remedy("ceph health detail"),
     }
-}
-
-pub(super) fn user_of(storage: &StorageFacts) -> &str {
-    storage.connection.as_ref().map_or("admin", |connection| connection.user.as_str())
 }
 
 /// A command line with PVE's arguments for this storage.

@@ -6,7 +6,7 @@
 //! an unmap succeeds, only its EBUSY is certain.
 
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::libc::{ENODEV, ENOENT, ESRCH};
 use nix::sys::stat::{major, makedev};
 use serde::{Deserialize, Serialize};
@@ -502,11 +502,7 @@ fn look<T>(result: io::Result<T>, place: &Path) -> Result<Option<T>, Failure> {
 }
 
 fn failure(verb: &str, place: &Path, e: &io::Error) -> Failure {
-    let what = format!("{verb} {}", place.display());
-    match e.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, e.to_string()),
-    }
+    Failure::io(format!("{verb} {}", place.display()), e)
 }
 
 #[cfg(test)]

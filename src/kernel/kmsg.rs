@@ -1,7 +1,7 @@
 //! `/dev/kmsg`: what the kernel's rbd driver and Ceph client said. Linux `Documentation/ABI/testing/dev-kmsg`.
 
-use crate::process::masked;
-use crate::root::Root;
+use crate::sys::process::masked;
+use crate::sys::root::Root;
 use anyhow::{Context, Result};
 use nix::libc::{EAGAIN, EPIPE};
 use serde::{Deserialize, Serialize};
@@ -45,11 +45,6 @@ pub fn mark(root: &Root) -> Result<Mark> {
     let mut mark = open(root)?;
     mark.file.seek(SeekFrom::End(0)).context("cannot go to the end of /dev/kmsg")?;
     Ok(mark)
-}
-
-/// All that the kernel still remembers of rbd and libceph, oldest first.
-pub fn everything(root: &Root) -> Result<Vec<LogLine>> {
-    open(root)?.since()
 }
 
 fn open(root: &Root) -> Result<Mark> {
@@ -191,6 +186,5 @@ mod tests {
         let lines: Vec<_> = mark.since().unwrap().into_iter().map(|line| line.text).collect();
         assert_eq!(lines, ["rbd: after", "libceph: mon0 session lost"]);
         assert_eq!(mark.since().unwrap(), []);
-        assert_eq!(everything(&root).unwrap().len(), 3);
     }
 }

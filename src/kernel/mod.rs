@@ -1,6 +1,5 @@
 //! What the kernel says: /sys/bus/rbd, kernel version, /dev/kmsg and what its messages mean.
 
-pub mod blocklist;
 pub mod client;
 pub mod device;
 pub mod holders;
@@ -11,9 +10,11 @@ pub mod module;
 pub mod sysfs;
 pub mod version;
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
+use crate::rbd::identity::ImageIdentity;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -58,6 +59,21 @@ pub struct Mapping {
     /// When its device appeared, seconds since 1970; `None` where that could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_at: Option<u64>,
+}
+
+impl Mapping {
+    /// The image, by the name that it had when it was mapped.
+    pub fn spec(&self) -> Spec {
+        let Self { pool, namespace, image, .. } = self;
+        Spec { pool: pool.clone(), namespace: namespace.clone(), image: image.clone() }
+    }
+
+    /// Which image it is. Every kernel that tells a mapping's client (`client_addr`, since 4.9) tells its `image_id`
+    /// (Linux `Documentation/ABI/testing/sysfs-bus-rbd`).
+    pub fn identity(&self) -> ImageIdentity<'_> {
+        let Self { fsid, pool, namespace, image, image_id, .. } = self;
+        ImageIdentity { fsid, pool, namespace: namespace.as_deref(), name: image, id: image_id.as_deref() }
+    }
 }
 
 /// What this node's kernel can do and has mapped.

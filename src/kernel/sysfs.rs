@@ -4,9 +4,9 @@
 //! for a lock is not seen here.
 
 use super::Mapping;
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::libc::{ENODEV, ENOENT};
 use std::fs;
 use std::io;
@@ -161,11 +161,7 @@ fn absent(e: &io::Error) -> bool {
 }
 
 fn failure(file: &Path, e: &io::Error) -> Failure {
-    let what = format!("read {}", file.display());
-    match e.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, e.to_string()),
-    }
+    Failure::io(format!("read {}", file.display()), e)
 }
 
 #[cfg(test)]
@@ -293,7 +289,7 @@ pub(super) mod tests {
     fn supported_features_are_a_hexadecimal_line() {
         let (_dir, root) = root();
         write(&root, "/sys/bus/rbd/supported_features", "0x1bf\n");
-        assert_eq!(supported_features(&root).unwrap(), Some(Features::KRBD_5_3));
+        assert_eq!(supported_features(&root).unwrap(), Some(Features(0x1bf)));
         write(&root, "/sys/bus/rbd/supported_features", "447\n");
         assert!(supported_features(&root).unwrap_err().message.contains("447"));
     }

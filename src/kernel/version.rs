@@ -1,6 +1,6 @@
 //! What a kernel's version says: what its rbd driver can map, and what Proxmox VE sets on images because of it.
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 
 /// Major and minor version of a kernel release (`6.8.12-4-pve` → `(6, 8)`), as PVE's
 /// `PVE::ProcFSTools::kernel_version` takes it from `/proc/version`.
@@ -88,7 +88,8 @@ mod tests {
         for (version, features) in table {
             assert_eq!(krbd_features(version), Features(features), "{version:?}");
         }
-        assert_eq!(krbd_features((5, 3)), Features::KRBD_5_3);
+        // `RBD_FEATURES_SUPPORTED`, `drivers/block/rbd.c`.
+        assert_eq!(krbd_features((5, 3)), Features(0x1bf));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! How PVE reaches a storage's cluster: conf file, monitors, user, keyring.
 
 use super::hosts::monitor;
+use super::perl::{is_true, split_list};
 use super::storage::RbdStorage;
-use super::text::{is_true, split_list};
 use crate::reading::{Failure, Origin};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -62,11 +62,6 @@ pub fn mon_host(monhost: &str) -> String {
 /// The arguments that PVE gives to `rbd` before the subcommand (`PVE::Storage::RBDPlugin`'s `rbd_cmd`).
 pub fn rbd_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<String> {
     arguments(&storage.pool, storage.namespace.as_deref(), connection)
-}
-
-/// The same for `rbd unmap`, which PVE calls without the namespace.
-pub fn rbd_unmap_arguments(storage: &RbdStorage, connection: &Connection) -> Vec<String> {
-    arguments(&storage.pool, None, connection)
 }
 
 /// The same for any pool and namespace of the cluster; `rados` takes them too.
@@ -142,7 +137,6 @@ mod tests {
             &keyring,
         ];
         assert_eq!(rbd_arguments(&storage, &found), expected);
-        assert!(!rbd_unmap_arguments(&storage, &found).contains(&"--namespace".to_owned()));
     }
 
     #[test]

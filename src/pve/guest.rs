@@ -4,24 +4,15 @@ use super::config::{self, Entry, Section};
 use super::drive::{self, Bus, Drive, Key, container_key, vm_key};
 use super::hosts::is_dns_name;
 use super::node::GuestFile;
+use super::perl::{boolean, excerpt, is_true, lossy};
 use super::storage::StorageConfig;
-use super::text::{boolean, excerpt, is_true, lossy};
 use super::volume::{content_type, is_cloudinit, rbd_name, split_volid};
+use super::words::{Dropped, Kind, Note};
+use crate::rbd::spec::Spec;
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-
-/// Virtual machine or container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A virtual machine (`/etc/pve/qemu-server`).
-    Qemu,
-    /// A container (`/etc/pve/lxc`).
-    Lxc,
-}
 
 /// Who opens a disk when the guest starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,16 +46,6 @@ pub enum Role {
     Rootfs,
     /// A container's mount point.
     Mountpoint,
-}
-
-/// Why PVE 9.2 drops a config line that names an RBD volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Dropped {
-    /// What is wrong, in words.
-    pub why: String,
-    /// Only an option that this tool's PVE does not know: a newer PVE may well take the line.
-    pub unknown_option: bool,
 }
 
 /// One RBD volume of a guest.
@@ -105,16 +86,12 @@ pub struct Disk {
     pub pve_drops: Option<Dropped>,
 }
 
-/// Something in a config file worth telling: a dropped line, a doubled section.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct Note {
-    /// The file, as PVE names it.
-    pub file: String,
-    /// The line, counted from 1.
-    pub line: usize,
-    /// What is odd about it.
-    pub text: String,
+impl Disk {
+    /// The disk's image; `None` where PVE cannot parse the volume's name.
+    pub fn spec(&self) -> Option<Spec> {
+        let Self { pool, namespace, image, .. } = self;
+        Some(Spec { pool: pool.clone(), namespace: namespace.clone(), image: image.clone()? })
+    }
 }
 
 /// Why PVE refuses a start before it opens any volume.

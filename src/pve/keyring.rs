@@ -1,33 +1,19 @@
-//! A storage's keyring: the type of its user's key, and what Proxmox VE's own check makes of the file.
+//! What Proxmox VE's own check makes of a storage's keyring.
 //!
 //! `PVE::CephConfig::ceph_connect_option` looks at the keyring each time before a storage is used, krbd or not, mapped or not, and
 //! dies with "Not a proper rbd authentication file". What it wants has changed: up to libpve-storage-perl 9.1.8 (and in all of
 //! 5 to 8) `[name]`, at once `key =`, and a value that ends with `==`, which an aes256k key does not; since 9.1.9 any value.
 //! Caps before the key are refused by both. So the check that is installed here is read, and its own pattern tried.
 
-use crate::ceph::keyring::{Key, Keyring, read};
-use crate::process::{Command, quoted};
-use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::command::Command;
+use crate::sys::quote::quoted;
+use crate::sys::root::Root;
 use regex::bytes::{Regex, RegexBuilder};
-use serde::{Deserialize, Serialize};
-use std::io::ErrorKind;
-use std::path::Path;
 
 /// Where the check is.
 pub const CHECK: &str = "/usr/share/perl5/PVE/CephConfig.pm";
-
-/// What is known of a storage's keyring. Nothing of its content but the key's type.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct KeyringFacts {
-    /// What a client of Ceph reads in it.
-    pub content: Reading<Keyring>,
-    /// Proxmox VE's own check accepts it.
-    pub accepted: Reading<bool>,
-}
 
 /// The check that is installed on this node: what a keyring has to match.
 pub type Check = Reading<Regex>;
@@ -35,10 +21,11 @@ pub type Check = Reading<Regex>;
 /// Reads the check. It is not run: only its pattern is taken.
 pub fn installed_check(root: &Root) -> Check {
     let what = || format!("read {CHECK}");
-    let pattern = std::fs::read(root.path(CHECK)).map_err(|error| failure(what(), &error)).and_then(|text| {
-        pattern(&String::from_utf8_lossy(&text))
-            .ok_or_else(|| Failure::new(what(), "its check of a keyring is none that is understood"))
-    });
+    let pattern =
+        std::fs::read(root.path(CHECK)).map_err(|error| Failure::io(what(), &error)).and_then(|text| {
+            pattern(&String::from_utf8_lossy(&text))
+                .ok_or_else(|| Failure::new(what(), "its check of a keyring is none that is understood"))
+        });
     pattern.into()
 }
 
@@ -101,38 +88,9 @@ pub fn rewrite_command(storage: &RbdStorage, user: &str) -> Vec<String> {
     }
 }
 
-/// Looks at a connection's keyring; `None` if it has none, which to Proxmox VE is a cluster without authentication.
-pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
-    let path = connection.keyring.as_deref()?;
-    Some(match std::fs::read(Path::new(path)) {
-        Ok(text) => KeyringFacts {
-            content: Reading::Known(read(&text, &connection.user)),
-            accepted: match check {
-                Reading::Known(check) => Reading::Known(accepts(check, &text)),
-                Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
-            },
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => KeyringFacts {
-            content: Reading::Known(Keyring { key: Key::NoFile, newer: None }),
-            accepted: Reading::Known(true),
-        },
-        Err(error) => {
-            let failure = failure(format!("read {path}"), &error);
-            KeyringFacts { content: Reading::Unknown(failure.clone()), accepted: Reading::Unknown(failure) }
-        }
-    })
-}
-
-/// Perl takes a text that is empty or `0` for none.
-fn accepts(check: &Regex, text: &[u8]) -> bool {
+/// Whether the check takes a keyring. Perl takes a text that is empty or `0` for none.
+pub fn accepts(check: &Regex, text: &[u8]) -> bool {
     !text.is_empty() && text != b"0" && check.is_match(text)
-}
-
-fn failure(what: String, error: &std::io::Error) -> Failure {
-    match error.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, error.to_string()),
-    }
 }
 
 #[cfg(test)]
@@ -188,28 +146,5 @@ mod tests {
         }
         assert!(pattern("package X;").is_none());
         assert_eq!(pattern(&module(r"die if $content !~ /a\/b(c|$)/;")).unwrap().as_str(), r"a\/b(c|$)");
-    }
-
-    #[test]
-    fn a_keyring_is_looked_at_and_not_kept() {
-        let root = tempfile::tempdir().unwrap();
-        let at = |name: &str| Some(root.path().join(name).display().to_string());
-        let look = |keyring, check: &Check| {
-            look(&Connection { conf: None, mon_host: None, user: "v".to_owned(), keyring }, check)
-        };
-        let unknown = installed_check(&Root::new(root.path()));
-        assert_eq!(unknown.failure().unwrap().errno, Some(2));
-        assert_eq!(look(None, &unknown), None);
-        assert_eq!(look(at("gone"), &unknown).unwrap().content.known().unwrap().key, Key::NoFile);
-        std::fs::write(
-            root.path().join("k"),
-            "[client.v]\n\tkey = AQBaWlpaWlpaWhAApaWlpaWlpaWlpaWlpaWlpQ==\n",
-        )
-        .unwrap();
-        let seen = look(at("k"), &unknown).unwrap();
-        assert_eq!((seen.content.known().unwrap().key.clone(), seen.accepted.known()), (Key::Aes, None));
-        assert!(!serde_json::to_string(&seen).unwrap().contains("AQBa"));
-        assert_eq!(look(at("k"), &Reading::Known(check(r"\S+"))).unwrap().accepted, Reading::Known(true));
-        assert!(look(at("."), &unknown).unwrap().content.failure().is_some(), "a directory");
     }
 }

@@ -1,12 +1,12 @@
 //! A guest with its storages, from PVE's files.
 
-use crate::ceph::image::Spec;
 use crate::pve::guest::{self, Guest};
 use crate::pve::node::{GuestFile, all_guests, find_guest};
 use crate::pve::storage::{self, StorageConfig};
 use crate::pve::volume::rbd_name;
+use crate::rbd::spec::Spec;
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,4 +62,13 @@ fn images(root: &Root, file: &GuestFile, storages: &StorageConfig) -> BTreeSet<(
         Some((spec, id.clone()))
     };
     guest::volumes(file.kind, &config).iter().filter_map(spec).collect()
+}
+
+/// A guest whose config cannot be read.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// The config.
+    pub file: GuestFile,
+    /// Why.
+    pub error: String,
 }

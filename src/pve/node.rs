@@ -1,9 +1,9 @@
 //! This node, its cluster, and which node owns a guest.
 
-use super::guest::Kind;
-use super::text::lossy;
+use super::perl::lossy;
+use super::words::Kind;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::Deserialize;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -136,11 +136,7 @@ fn exists(path: &Path) -> Result<bool, Failure> {
 }
 
 fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
-    let what = format!("{verb} {}", path.display());
-    match error.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, error.to_string()),
-    }
+    Failure::io(format!("{verb} {}", path.display()), error)
 }
 
 /// What pmxcfs says of the cluster.

@@ -1,10 +1,11 @@
 //! What `attach` and `detach` report: of each guest what was done, and on which nodes the snippet is.
 
 use super::json::SCHEMA;
-use super::plain;
 use super::text::{name, table};
-use crate::attach::Facts;
 use crate::exit::Exit;
+use crate::hook::attach::Facts;
+use crate::hook::snippet::{OtherNode, Presence};
+use crate::sys::plain::plain;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -51,31 +52,6 @@ pub struct Placed {
     /// Its file.
     pub path: String,
     /// What was done about it.
-    pub text: String,
-}
-
-/// Whether another node has the snippet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Presence {
-    /// It is there.
-    Present,
-    /// It is not there: guests that ask for it do not start on that node.
-    Missing,
-    /// That could not be learnt.
-    Unknown,
-}
-
-/// Another node and the snippet.
-#[derive(Debug, Clone, Serialize)]
-pub struct OtherNode {
-    /// The node.
-    pub node: String,
-    /// The snippet's volume id.
-    pub volid: String,
-    /// Whether it has the snippet.
-    pub snippet: Presence,
-    /// What puts it there, or why it is not known.
     pub text: String,
 }
 

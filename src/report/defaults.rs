@@ -1,41 +1,17 @@
 //! What features new images get: text for people, JSON for programs.
 
 use crate::ceph::conf::Setting;
-use crate::ceph::defaults::DefaultFeatures;
-use crate::ceph::features::Features;
 use crate::ceph::monitors::parse_features;
+use crate::defaults::Place;
 use crate::defaults::{RECOMMENDED, Source, WHY, line, misread};
 use crate::kernel::KernelFacts;
-use crate::pve::connection::Connection;
-use crate::reading::{Failure, Reading};
-use crate::report::{json::SCHEMA, plain, text};
+use crate::rbd::features::Features;
+use crate::reading::Reading;
+use crate::report::json::SCHEMA;
+use crate::report::text;
+use crate::sys::plain::plain;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-
-/// What holds for one user of one cluster.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The storages that are reached so.
-    pub storages: Vec<String>,
-    /// How.
-    pub connection: Connection,
-    /// The ceph.conf that is read.
-    pub conf: String,
-    /// What was seen.
-    pub seen: DefaultFeatures,
-    /// Where what holds comes from.
-    pub source: Source,
-}
-
-impl Place {
-    /// What new images get, and whether the cluster itself was heard on it.
-    pub fn effective(&self) -> (&Reading<Features>, Option<&Failure>) {
-        match &self.seen.cluster {
-            Reading::Known(cluster) => (&cluster.effective, None),
-            Reading::Unknown(failure) => (&self.seen.by_file, Some(failure)),
-        }
-    }
-}
 
 /// A block for each place, then the recommendation.
 pub fn report(places: &[Place], kernel: &KernelFacts) -> String {

@@ -1,7 +1,9 @@
 //! The node's checks: text for people, JSON for programs.
 
 use crate::doctor::{Check, State};
-use crate::report::{json::SCHEMA, plain, text::count};
+use crate::report::json::SCHEMA;
+use crate::report::text::count;
+use crate::sys::plain::plain;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 

@@ -1,8 +1,10 @@
 //! Metrics in Prometheus's text format (`docs/instrumenting/exposition_formats`). The names never change.
 
 use crate::diagnose::finding::Finding;
-use crate::report::fleet::{Unread, WORST_FIRST};
-use crate::report::{GuestReport, json};
+use crate::plan::assessment::GuestReport;
+use crate::pve::load::Unread;
+use crate::report::json;
+use crate::report::many_guests::WORST_FIRST;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

@@ -1,17 +1,19 @@
 //! What the tool reads of a real Ceph is what Ceph's own commands say; run with `tests/run`.
 
 use crate::common::{Lab, spec, unique, wait_until};
-use rbd_preflight::ceph::alive::watcher_of;
 use rbd_preflight::ceph::cluster::ClusterFacts;
-use rbd_preflight::ceph::features::Features;
-use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Snapshot, Spec, Watcher};
+use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Snapshot};
 use rbd_preflight::ceph::lock::{NotBroken, break_stale_lock};
 use rbd_preflight::ceph::map_options::{read_map_options, read_release};
 use rbd_preflight::ceph::mirror::read_mirror_daemons;
-use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::ceph::read_cluster::read_cluster;
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::client::{Identity, PlainMap, Sharing};
 use rbd_preflight::pve::connection::Connection;
+use rbd_preflight::rbd::features::Features;
+use rbd_preflight::rbd::lock::watcher_of;
+use rbd_preflight::rbd::lock::{Lock, Watcher};
+use rbd_preflight::rbd::spec::Spec;
 use rbd_preflight::reading::Reading;
 use serde_json::{Value, json};
 use std::process::Command;
@@ -614,7 +616,7 @@ fn a_stale_lock_is_broken_and_a_live_one_never() {
     wait_until("the watch ends", Duration::from_secs(40), || lock_and_watchers(&lab, &image).1.is_empty());
     assert_eq!(lock_and_watchers(&lab, &image).0, lock, "the lock stays behind");
 
-    let other = rbd_preflight::ceph::image::Locker { cookie: "auto 1".to_owned(), ..owner.clone() };
+    let other = rbd_preflight::rbd::lock::Locker { cookie: "auto 1".to_owned(), ..owner.clone() };
     assert_eq!(break_stale_lock(&admin, &image, &other, LIMIT), Err(NotBroken::Changed(lock)));
     let poor = break_stale_lock(&lab.connection("poor"), &image, &owner, LIMIT);
     assert!(matches!(&poor, Err(NotBroken::MayNotBlocklist(f)) if f.errno == Some(13)), "{poor:?}");
@@ -691,7 +693,7 @@ fn a_cluster_that_stands_still_is_unknown_within_the_deadline() {
     known(&cluster.health); // the monitor answered
     let [ImageReading::Unknown(failure)] = &images[..] else { panic!("{images:?}") };
     assert_eq!(failure.errno, Some(110));
-    let owner = rbd_preflight::ceph::image::Locker {
+    let owner = rbd_preflight::rbd::lock::Locker {
         client: "client.1".to_owned(),
         cookie: "auto 1".to_owned(),
         address: "127.0.0.1:0/1".to_owned(),

@@ -3,7 +3,7 @@
 
 use crate::common::node::{Node, Ran, new_vmid};
 use crate::common::unique;
-use rbd_preflight::report::is_hidden;
+use rbd_preflight::sys::plain::is_hidden;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -6,8 +6,8 @@ pub mod kernel;
 pub mod model;
 pub mod node;
 
-use rbd_preflight::ceph::image::Spec;
 use rbd_preflight::pve::connection::Connection;
+use rbd_preflight::rbd::spec::Spec;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -4,19 +4,21 @@ use super::Node;
 use crate::ceph::caps::admin;
 use crate::ceph::conf::{difference, settings, strongest, with_global};
 use crate::ceph::defaults::{OPTION, in_file, read};
-use crate::ceph::features::Features;
 use crate::ceph::monitors::parse_features;
 use crate::cli::{Defaults, Manner};
-use crate::clock::now;
 use crate::commands::confirm::confirm;
 use crate::defaults::{line, overruled, value};
 use crate::exit::{Coded, Exit};
 use crate::journal::{Intent, Journal, RunId};
-use crate::process::{Command, Runner, System};
 use crate::pve::node::quorate;
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 use crate::report::defaults::{json, report};
 use crate::report::json::{SCHEMA, printed};
+use crate::sys::command::Command;
+use crate::sys::plain::plain;
+use crate::sys::process::{Runner, System};
+use crate::sys::time::now;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::stat::utimes;
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -190,10 +192,7 @@ impl Change {
             Self::File { old, new, .. } => {
                 let (line, gone, come) = difference(old, new);
                 let marked = |mark: char, lines: Vec<&str>| {
-                    lines
-                        .iter()
-                        .map(|line| format!("{mark}{}\n", crate::report::plain(line)))
-                        .collect::<String>()
+                    lines.iter().map(|line| format!("{mark}{}\n", plain(line))).collect::<String>()
                 };
                 format!("{CONF}, line {line}:\n{}{}", marked('-', gone), marked('+', come))
             }

@@ -1,0 +1,11 @@
+//! Looking: everything that is seen of a guest, as one plain value. Reads only.
+
+mod clients;
+pub mod fsids;
+pub mod gather;
+pub mod keyring;
+pub mod lock_owner;
+mod mirrors;
+mod owners;
+mod sightings;
+pub mod survey;

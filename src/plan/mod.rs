@@ -1,0 +1,6 @@
+//! What is done about findings: which changes, in which order, in how many tries. Pure.
+
+pub mod assessment;
+pub mod order;
+pub mod rule;
+pub mod tries;

@@ -1,0 +1,9 @@
+//! Words and rules of RBD, each in one place. Pure: nothing here reads or changes anything.
+
+pub mod action;
+pub mod address;
+pub mod blocklist;
+pub mod features;
+pub mod identity;
+pub mod lock;
+pub mod spec;

@@ -1,0 +1,11 @@
+//! This machine: its directories, files, clock and programs.
+
+pub mod command;
+pub mod dates;
+pub mod plain;
+pub(crate) mod private_dir;
+pub mod process;
+pub mod quote;
+pub mod root;
+pub(crate) mod syscalls;
+pub mod time;
