@@ -41,4 +41,5 @@ pub mod settings;
 pub mod survey;
 pub mod undo;
 pub mod verdict;
+pub mod watch;
 pub mod when;

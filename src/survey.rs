@@ -5,6 +5,7 @@ mod fsids;
 mod gather;
 mod mirrors;
 mod owners;
+pub mod running;
 mod sightings;
 
 pub use fsids::Fsids;
