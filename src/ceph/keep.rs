@@ -3,8 +3,8 @@
 use crate::ceph::alive::bare_address;
 use crate::ceph::background::{self, Wanted};
 use crate::ceph::binding::{Cluster, Errno};
-use crate::ceph::connect::{connect, place};
 use crate::ceph::cluster::BlocklistEntry;
+use crate::ceph::connect::{connect, place};
 use crate::ceph::image::{Spec, Watcher};
 use crate::ceph::monitors::{read_blocklist, read_own_addresses};
 use crate::pve::connection::Connection;
@@ -176,7 +176,9 @@ fn watchers(cluster: &Arc<Cluster>, ask: &Ask) -> Reading<Vec<Watcher>> {
             Some(id) => pool.open_by_id(id)?,
             None => pool.open(&image.image)?,
         };
-        let all = open.watchers().map_err(|errno| Failure::errno(format!("list the watchers of {image}"), errno))?;
+        let all = open
+            .watchers()
+            .map_err(|errno| Failure::errno(format!("list the watchers of {image}"), errno))?;
         let bare = all.into_iter().map(|raw| Watcher {
             address: bare_address(&raw.address).to_owned(),
             client: raw.client,

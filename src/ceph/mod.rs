@@ -17,8 +17,8 @@ pub mod features;
 
 pub mod identity;
 pub mod image;
-pub mod keyring;
 pub mod keep;
+pub mod keyring;
 mod lineage;
 mod list;
 pub mod lock;

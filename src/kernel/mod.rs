@@ -3,6 +3,7 @@
 pub mod blocklist;
 pub mod client;
 pub mod device;
+pub mod follow;
 pub mod holders;
 pub mod key_types;
 pub mod kmsg;

@@ -8,6 +8,7 @@ pub mod history;
 pub mod json;
 pub mod prometheus;
 pub mod text;
+pub mod watch;
 
 use crate::action::ActionReport;
 use crate::diagnose::finding::Finding;

@@ -81,7 +81,8 @@ fn reached(
     disks: &[(u32, Disk)],
 ) -> (BTreeMap<String, String>, Clusters) {
     let (mut places, mut clusters, mut reachable) = (BTreeMap::new(), Clusters::new(), Vec::new());
-    let used: std::collections::BTreeSet<&str> = disks.iter().map(|(_, disk)| disk.storage.as_str()).collect();
+    let used: std::collections::BTreeSet<&str> =
+        disks.iter().map(|(_, disk)| disk.storage.as_str()).collect();
     for id in used {
         let Some(section) = config.rbd(id) else { continue };
         match connection(root, section) {

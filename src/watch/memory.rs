@@ -35,6 +35,9 @@ pub struct Memory {
     pub clusters: BTreeMap<String, Cluster>,
     /// What the kernel said of its devices, by number and client: the next device of a number is another one.
     pub devices: BTreeMap<(u32, String), Device>,
+    /// Clients of this node that were seen on the blocklist while they were in use here, and until when the entry holds. They
+    /// stay dead when it is gone: neither krbd nor librbd takes a watch again that was refused with ESHUTDOWN.
+    pub fenced: BTreeMap<String, String>,
     /// What the clusters said of images, by cluster.
     pub images: BTreeMap<(String, Spec), Image>,
 }
@@ -103,6 +106,7 @@ impl Memory {
         if self.sysfs.is_none() {
             self.devices.retain(|device, _| mapped.contains(device));
         }
+        self.forget_fenced();
         match look.guests {
             Reading::Known(guests) => self.take_guests(guests),
             Reading::Unknown(failure) => self.pve = Some(failure),
@@ -112,13 +116,37 @@ impl Memory {
     fn take_guests(&mut self, guests: Guests) {
         self.pve = None;
         self.off = guests.off;
-        let kept = std::mem::take(&mut self.disks).into_iter().filter(|disk| guests.unsure.contains(&disk.vmid));
+        let kept =
+            std::mem::take(&mut self.disks).into_iter().filter(|disk| guests.unsure.contains(&disk.vmid));
         self.disks = kept.chain(guests.disks).collect();
         let clusters: BTreeSet<&str> = self.disks.iter().map(|disk| disk.cluster.as_str()).collect();
         self.clusters.retain(|cluster, _| clusters.contains(cluster.as_str()));
         let images: BTreeSet<(&str, &Spec)> =
             self.disks.iter().map(|disk| (disk.cluster.as_str(), &disk.image)).collect();
         self.images.retain(|(cluster, image), _| images.contains(&(cluster.as_str(), image)));
+    }
+
+    /// Clients that nothing here uses any more.
+    fn forget_fenced(&mut self) {
+        let used = |address: &String| {
+            self.mappings.iter().any(|mapping| mapping.client_address == *address)
+                || self.images.values().any(|image| image.watched_by.as_ref() == Some(address))
+        };
+        let kept = self.fenced.iter().filter(|(address, _)| used(address));
+        self.fenced = kept.map(|(address, until)| (address.clone(), until.clone())).collect();
+    }
+
+    /// Which clients of this node are on a cluster's blocklist.
+    fn mark_fenced(&mut self, place: &str) {
+        let Some(cluster) = self.clusters.get(place) else { return };
+        let mapped = self.mappings.iter().filter(|mapping| cluster.fsid.as_ref() == Some(&mapping.fsid));
+        let images = self.images.iter().filter(|((of, _), _)| of == place);
+        let used = mapped.map(|mapping| &mapping.client_address);
+        let used = used.chain(images.filter_map(|(_, image)| image.watched_by.as_ref()));
+        let fenced = used.filter_map(|address| {
+            Some((address.clone(), entry_of(address, &cluster.blocklist)?.until.clone()))
+        });
+        self.fenced.extend(fenced.collect::<Vec<_>>());
     }
 
     /// A line of the kernel's log.
@@ -151,6 +179,7 @@ impl Memory {
             }
             Reading::Known(answer) => {
                 cluster.take(now, &answer);
+                self.mark_fenced(&look.cluster);
                 for (image, watchers) in answer.watchers {
                     let seen = self.images.entry((look.cluster.clone(), image.clone())).or_default();
                     seen.tried = Some(now);
@@ -163,7 +192,9 @@ impl Memory {
     }
 
     fn take_watchers(&mut self, now: Duration, cluster: &str, image: Spec, watchers: &[Watcher]) {
-        let Some(disk) = self.disks.iter().find(|disk| disk.cluster == cluster && disk.image == image) else { return };
+        let Some(disk) = self.disks.iter().find(|disk| disk.cluster == cluster && disk.image == image) else {
+            return;
+        };
         let addresses = watchers.iter().map(|watcher| watcher.address.as_str());
         let ours = match self.mapping_of(disk) {
             Some(mapping) => addresses.filter(|address| *address == mapping.client_address).last(),
@@ -227,12 +258,6 @@ impl Memory {
         self.off.contains(&Spec::of_mapping(mapping)) && self.disk_of(mapping).is_none()
     }
 
-    /// The blocklist's entry for a mapping's client, from whichever connection to its cluster.
-    pub fn entry_for(&self, mapping: &Mapping) -> Option<&BlocklistEntry> {
-        let here = self.clusters.values().filter(|cluster| cluster.fsid.as_ref() == Some(&mapping.fsid));
-        here.filter_map(|cluster| entry_of(&mapping.client_address, &cluster.blocklist)).next()
-    }
-
     /// The kernel said of a device of this client that it is on the blocklist.
     pub fn is_killed(&self, address: &str) -> bool {
         self.devices.iter().any(|((_, client), device)| client == address && device.killed)
@@ -247,7 +272,8 @@ impl Cluster {
         self.own.clone_from(&answer.own);
         match &answer.blocklist {
             Reading::Known(list) => {
-                let known: BTreeSet<&str> = self.blocklist.iter().map(|entry| entry.address.as_str()).collect();
+                let known: BTreeSet<&str> =
+                    self.blocklist.iter().map(|entry| entry.address.as_str()).collect();
                 if list.iter().any(|entry| !known.contains(entry.address.as_str())) {
                     self.listed_anew = Some(now);
                 }

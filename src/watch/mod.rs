@@ -11,12 +11,11 @@ mod troubles;
 pub mod trouble;
 
 use crate::ceph::keep::Ask;
-use crate::kernel::blocklist::entry_of;
 use crate::kernel::messages::KernelLine;
+use crate::pve::guest::Access;
 use crate::reading::Failure;
 use code::Code;
 use memory::Memory;
-use crate::pve::guest::Access;
 use seen::{ClusterLook, Disk, NodeLook};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -95,7 +94,8 @@ impl Watch {
     /// When to look again, where that is sooner than usual.
     pub fn hurry(&self) -> Option<Duration> {
         let answers = |disk: &&Disk| {
-            disk.writes && self.memory.clusters.get(&disk.cluster).is_some_and(|cluster| cluster.failures == 0)
+            disk.writes
+                && self.memory.clusters.get(&disk.cluster).is_some_and(|cluster| cluster.failures == 0)
         };
         let disks = || self.memory.disks.iter().filter(answers);
         let silent = self.memory.clusters.values().any(|cluster| cluster.failures == 1);
@@ -119,10 +119,8 @@ impl Watch {
     /// Something speaks for looking at this disk's image now, and not when its turn comes.
     fn is_suspect(&self, disk: &Disk) -> bool {
         let Some(image) = self.memory.image(disk) else { return true };
-        let fenced = image.watched_by.as_ref().is_some_and(|address| {
-            let cluster = self.memory.clusters.get(&disk.cluster);
-            cluster.is_some_and(|cluster| entry_of(address, &cluster.blocklist).is_some())
-        });
+        let fenced =
+            image.watched_by.as_ref().is_some_and(|address| self.memory.fenced.contains_key(address));
         let answered = image.asked;
         fenced
             || image.missing_since.is_some()
@@ -143,7 +141,8 @@ impl Watch {
         let wrong = troubles::now(&self.memory, now);
         let begun = wrong.iter().filter(|(key, _)| !self.told.contains_key(key));
         let ended = self.told.iter().filter(|(key, _)| !wrong.contains_key(key));
-        let mut events: Vec<Event> = ended.map(|(_, trouble)| Event { over: true, trouble: trouble.clone() }).collect();
+        let mut events: Vec<Event> =
+            ended.map(|(_, trouble)| Event { over: true, trouble: trouble.clone() }).collect();
         events.extend(begun.map(|(_, trouble)| Event { over: false, trouble: trouble.clone() }));
         self.told = wrong;
         trouble::joined(events)

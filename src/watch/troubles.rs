@@ -119,8 +119,8 @@ fn is_client_of(entry: &BlocklistEntry, hosts: &BTreeSet<std::net::IpAddr>) -> b
 /// Why a mapping's client is known to be dead, in words.
 fn dead(memory: &Memory, mapping: &Mapping) -> Option<String> {
     let address = &mapping.client_address;
-    if let Some(entry) = memory.entry_for(mapping) {
-        return Some(format!("client {address}, on the OSD blocklist until {}", entry.until));
+    if let Some(until) = memory.fenced.get(address) {
+        return Some(format!("client {address}, put on the OSD blocklist until {until}"));
     }
     memory.is_killed(address).then(|| {
         let failure = Failure::errno("", ESHUTDOWN).message;
@@ -131,9 +131,8 @@ fn dead(memory: &Memory, mapping: &Mapping) -> Option<String> {
 fn dead_client(memory: &Memory, mapping: &Mapping, wrong: &mut Wrong) {
     let Some(why) = dead(memory, mapping) else { return };
     let (fsid, address) = (&mapping.fsid, &mapping.client_address);
-    let trouble = wrong
-        .entry(Key::new(Code::ClientDead, format!("{fsid} {address}")))
-        .or_insert_with(|| Trouble {
+    let trouble =
+        wrong.entry(Key::new(Code::ClientDead, format!("{fsid} {address}"))).or_insert_with(|| Trouble {
             fsid: Some(fsid.clone()),
             client: Some(address.clone()),
             errno: Some(ESHUTDOWN),
@@ -154,7 +153,8 @@ fn failed_io(memory: &Memory, mapping: &Mapping, now: Duration, wrong: &mut Wron
         return;
     }
     let words = Failure::errno("", error.errno).message;
-    let seen = format!("/dev/rbd{}: a {} failed with error {} ({words})", mapping.id, error.operation, error.errno);
+    let seen =
+        format!("/dev/rbd{}: a {} failed with error {} ({words})", mapping.id, error.operation, error.errno);
     let trouble = Trouble { errno: Some(error.errno), ..of_mapping(memory, mapping, Code::IoErrors, seen) };
     let subject = format!("{} {}", mapping.id, mapping.client_address);
     wrong.insert(Key::new(Code::IoErrors, subject), trouble);
@@ -179,11 +179,12 @@ fn dead_disk(memory: &Memory, disk: &Disk, wrong: &mut Wrong) {
     let key = Key::disk(Code::DiskDead, disk);
     if let Some(mapping) = memory.mapping_of(disk) {
         if let Some(why) = dead(memory, mapping) {
-            let trouble = of_mapping(memory, mapping, Code::DiskDead, format!("/dev/rbd{}: {why}", mapping.id));
+            let trouble =
+                of_mapping(memory, mapping, Code::DiskDead, format!("/dev/rbd{}: {why}", mapping.id));
             wrong.insert(key, Trouble { errno: Some(ESHUTDOWN), ..trouble.of_disk(disk) });
         }
-    } else if let Some((address, entry)) = dead_process(memory, disk) {
-        let seen = format!("QEMU's client {address}, on the OSD blocklist until {}", entry.until);
+    } else if let Some((address, until)) = dead_process(memory, disk) {
+        let seen = format!("QEMU's client {address}, put on the OSD blocklist until {until}");
         let fsid = memory.clusters.get(&disk.cluster).and_then(|cluster| cluster.fsid.clone());
         let trouble = Trouble {
             fsid,
@@ -196,12 +197,11 @@ fn dead_disk(memory: &Memory, disk: &Disk, wrong: &mut Wrong) {
 }
 
 /// The client that QEMU was seen to watch a disk's image with, if it is on the blocklist and QEMU has no other since.
-fn dead_process<'a>(memory: &'a Memory, disk: &Disk) -> Option<(&'a str, &'a BlocklistEntry)> {
+fn dead_process<'a>(memory: &'a Memory, disk: &Disk) -> Option<(&'a str, &'a str)> {
     let image = memory.image(disk).filter(|_| disk.access == Access::Librbd)?;
-    let cluster = memory.clusters.get(&disk.cluster)?;
     let address = image.watched_by.as_deref()?;
-    let entry = entry_of(address, &cluster.blocklist)?;
-    image.missing_since.is_some().then_some((address, entry))
+    let until = memory.fenced.get(address)?;
+    image.missing_since.is_some().then_some((address, until))
 }
 
 /// Nobody here watches a disk's image, and somebody must: a mapping for writing always does; QEMU does if it ever did,
@@ -222,7 +222,8 @@ fn lost_watch(memory: &Memory, disk: &Disk, wrong: &mut Wrong) {
         return;
     }
     let fsid = memory.clusters.get(&disk.cluster).and_then(|cluster| cluster.fsid.clone());
-    let seen = format!("no client of this node has watched {} for {} s or more", disk.image, RETAKEN.as_secs());
+    let seen =
+        format!("no client of this node has watched {} for {} s or more", disk.image, RETAKEN.as_secs());
     let trouble = match memory.mapping_of(disk) {
         Some(mapping) => of_mapping(memory, mapping, Code::WatchLost, seen).of_disk(disk),
         None => Trouble { fsid, ..Trouble::new(Code::WatchLost, seen).of_disk(disk) },
