@@ -183,7 +183,7 @@ def picture(answered):
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel, _ in answered) * ROW + GAP
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
            f'font-family="Inter, Helvetica, Arial, sans-serif">',
-           "<!-- Drawn by tests/metrics/run --picture from what a real Prometheus has scraped. -->",
+           "<desc>Drawn by tests/metrics/run --picture from what a real Prometheus has scraped.</desc>",
            f'<rect width="{width}" height="{height}" fill="#111217"/>']
     for panel, answers in answered:
         at = panel["gridPos"]
@@ -228,4 +228,5 @@ rules = wait(f"the alerts {sorted(FIRING)}, and {sorted(PENDING)} to come", aler
 print(f"   {sum(len(asked) for _, asked in questions())} questions of {len(answered)} panels, {len(rules)} rules, {len(known)} metrics")
 if options.picture:
     with open(options.picture, "w") as file:
-        file.write(picture(answered))
+        # The pool of the test's node has a number.
+        file.write(re.sub(r"\bmetrics\d+/", "rbd/", picture(answered)))
