@@ -117,8 +117,8 @@ def of_stat(panel, x, y, w, h, answers):
 def of_table(panel, x, y, w, h, answers):
     rows = [dict(sample["metric"]) for sample in answers[0]]
     if any(change["id"] == "groupingToMatrix" for change in panel["transformations"]):
-        nodes = sorted({row["node"] for row in rows})
-        cells = {(row["vmid"], row["node"]): sample["value"][1] for row, sample in zip(rows, answers[0])}
+        nodes = sorted({row["target"] for row in rows})
+        cells = {(row["vmid"], row["target"]): sample["value"][1] for row, sample in zip(rows, answers[0])}
         rows = [{"vmid": vmid} | {node: cells.get((vmid, node), "") for node in nodes} for vmid in sorted({v for v, _ in cells})]
     hidden = {"__name__", "job", "instance", "client", "gravity", "kind"}
     names = []
