@@ -81,7 +81,10 @@ fn rules_and_dashboard_name_only_metrics_and_codes_that_there_are() {
             assert!(known.contains_key(found.as_str()), "{file}: there is no {}", found.as_str());
             seen.insert(found.as_str().to_owned());
         }
-        for found in code.captures_iter(&text).flat_map(|found| found[1].split('|').map(str::to_owned).collect::<Vec<_>>()) {
+        for found in code
+            .captures_iter(&text)
+            .flat_map(|found| found[1].split('|').map(str::to_owned).collect::<Vec<_>>())
+        {
             assert!(Code::ALL.iter().any(|code| code.name() == found), "{file}: there is no code {found}");
         }
     }
@@ -96,11 +99,19 @@ fn every_code_of_the_watcher_is_documented() {
     let mut text = format!("{before}|---|---|---|---|---|---|\n");
     for code in Code::ALL {
         let (gravity, meaning, over) = (code.gravity(), code.meaning(), code.over());
-        let _ = writeln!(text, "| `{code}` | {gravity} | {meaning} | {over} | {} | `{}` |", code.remedy(), code.message_id());
+        let _ = writeln!(
+            text,
+            "| `{code}` | {gravity} | {meaning} | {over} | {} | `{}` |",
+            code.remedy(),
+            code.message_id()
+        );
     }
     text = format!("{text}\n{after}");
     if std::env::var_os("RBD_PREFLIGHT_WRITE_DOCS").is_some() {
         std::fs::write(format!("{}/docs/watch.md", env!("CARGO_MANIFEST_DIR")), &text).unwrap();
     }
-    assert!(read("docs/watch.md") == text, "docs/watch.md is not what the code says; tests/docs-generate writes it anew");
+    assert!(
+        read("docs/watch.md") == text,
+        "docs/watch.md is not what the code says; tests/docs-generate writes it anew"
+    );
 }

@@ -9,7 +9,7 @@ use crate::kernel::follow::{self, Heard};
 use crate::pve::connection::Connection;
 use crate::pve::node::node_name;
 use crate::reading::{Failure, Origin, Reading};
-use crate::report::watch as report;
+use crate::report::{json, watch as report};
 use crate::root::Root;
 use crate::settings::Settings;
 use crate::survey::running::{self, Running};
@@ -201,7 +201,7 @@ impl Watcher {
             let line = report::line(event);
             to_journal(event, &line);
             if self.json {
-                outln!("{}", report::json(event, clock::now().as_secs()));
+                outln!("{}", json::in_one_line(&report::json(event, clock::now().as_secs())));
             } else if self.plain {
                 outln!("{line}");
             }
