@@ -49,6 +49,8 @@ pub enum Command {
     Defaults(Defaults),
     /// Tell whether this node has what the tool needs, and what mends it where not
     Doctor(Doctor),
+    /// Say what happens to the disks of running guests, until it is ended; changes nothing
+    Watch(Watch),
     /// What Proxmox VE's hookscript calls
     Hook(Hook),
 }
@@ -269,6 +271,20 @@ pub struct Defaults {
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `watch`
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Write metrics for the textfile collector of node_exporter; the file is there only while the watcher runs
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Look at the guests and ask their clusters this often; the kernel's log is followed all the time
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub every: u64,
+    /// Print JSON, an object a line
     #[arg(long)]
     pub json: bool,
 }

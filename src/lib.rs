@@ -32,3 +32,4 @@ pub mod report;
 pub mod settings;
 pub mod sys;
 pub mod undo;
+pub mod watch;

@@ -6,7 +6,7 @@
 pub mod caps;
 pub mod cluster;
 pub mod conf;
-mod connect;
+pub(crate) mod connect;
 mod deadline;
 pub mod defaults;
 pub mod ffi;
@@ -15,6 +15,7 @@ mod read_image;
 
 pub mod image;
 mod image_names;
+pub mod keep;
 pub mod keyring;
 pub mod lock;
 pub mod map_options;

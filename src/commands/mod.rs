@@ -31,6 +31,7 @@ mod session;
 mod snippet;
 mod start;
 mod undo;
+mod watch;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
@@ -54,6 +55,7 @@ pub fn run(cli: Cli) -> Exit {
         Command::Undo(options) => undo::run(&root, options),
         Command::Defaults(options) => defaults::run(&root, options),
         Command::Doctor(options) => doctor::run(&root, options),
+        Command::Watch(options) => watch::run(&root, options),
         Command::Hook(options) => Ok(hook::run(&root, options)),
     };
     result.unwrap_or_else(|error| {

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod device;
+pub mod follow;
 pub mod holders;
 pub mod key_types;
 pub mod kmsg;

@@ -7,5 +7,6 @@ pub mod keyring;
 pub mod lock_owner;
 mod mirrors;
 mod owners;
+mod running;
 mod sightings;
 pub mod survey;

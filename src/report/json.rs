@@ -14,12 +14,21 @@ pub const SCHEMA: u32 = 1;
 /// JSON as it is printed. What acts on a terminal is in strings only, and is written there as `\uXXXX`: JSON itself
 /// asks that of the first 32 characters alone.
 pub fn printed(value: &Value) -> String {
+    shown(&format!("{value:#}"))
+}
+
+/// The same in one line.
+pub fn in_one_line(value: &Value) -> String {
+    shown(&value.to_string())
+}
+
+fn shown(json: &str) -> String {
     let shown = |c: char| match c {
         '\n' => c.to_string(),
         c if is_hidden(c) => format!("\\u{:04x}", u32::from(c)),
         c => c.to_string(),
     };
-    format!("{value:#}").chars().map(shown).collect()
+    json.chars().map(shown).collect()
 }
 
 /// A guest's report.

@@ -8,6 +8,7 @@ pub mod json;
 pub mod many_guests;
 pub mod prometheus;
 pub mod text;
+pub mod watch;
 
 /// A verdict's word, blanks around it or not, in its colour where stdout is a terminal and NO_COLOR is not set.
 pub(crate) fn coloured(word: &str) -> String {

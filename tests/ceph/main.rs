@@ -28,3 +28,4 @@ mod options;
 mod repair;
 mod sequences;
 mod undo;
+mod watch;

@@ -14,6 +14,7 @@ mod limits;
 mod locks;
 mod names;
 mod start;
+mod watch;
 
 use common::node::Ran;
 
