@@ -35,6 +35,7 @@ mod private_dir;
 pub mod process;
 pub mod pve;
 pub mod reading;
+pub mod rehearsal;
 pub mod report;
 pub mod root;
 pub mod settings;

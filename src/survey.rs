@@ -5,10 +5,12 @@ mod fsids;
 mod gather;
 mod mirrors;
 mod owners;
+mod rehearsed;
 mod sightings;
 
 pub use fsids::Fsids;
 pub use gather::{Fleet, Listed, Names, gather, gather_fleet, gather_node, gather_some};
+pub use rehearsed::as_if_stopped_here;
 
 use crate::action::ActionReport;
 use crate::ceph::caps::Caps;

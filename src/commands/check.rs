@@ -4,6 +4,7 @@ use crate::action::{ActionReport, ActionResult};
 use crate::cli::{Check, Filter};
 use crate::clock;
 use crate::commands::fleet::{self, Manner, Seen};
+use crate::commands::here;
 use crate::commands::session::{self, Session};
 use crate::diagnose::code::Code;
 use crate::diagnose::diagnose;
@@ -11,7 +12,7 @@ use crate::diagnose::finding::Finding;
 use crate::exit::Exit;
 use crate::plan::plan;
 use crate::policy::Policy;
-use crate::pve::node::all_guests;
+use crate::pve::node::{all_guests, node_name};
 use crate::report::fleet::Unread;
 use crate::report::text::Detail;
 use crate::report::{self, GuestReport, json, plain, text};
@@ -27,7 +28,12 @@ use std::time::{Duration, Instant};
 
 /// Checks each guest and prints its report; the exit code is the gravest.
 pub fn run(root: &Root, options: &Check) -> Result<Exit> {
-    if options.guests.all || options.cluster || options.guests.vmids.len() > 1 || options.prometheus {
+    if options.guests.all
+        || options.cluster
+        || options.here
+        || options.guests.vmids.len() > 1
+        || options.prometheus
+    {
         return many(root, options);
     }
     let report = match &options.survey {
@@ -49,7 +55,13 @@ pub fn run(root: &Root, options: &Check) -> Result<Exit> {
 fn many(root: &Root, options: &Check) -> Result<Exit> {
     anyhow::ensure!(options.save_survey.is_none(), "--save-survey is for one guest");
     let (began, at) = (Instant::now(), clock::now().as_secs());
-    let files = if options.cluster { all_guests(root)? } else { session::files(root, &options.guests)? };
+    let files = if options.here {
+        Vec::new()
+    } else if options.cluster {
+        all_guests(root)?
+    } else {
+        session::files(root, &options.guests)?
+    };
     let whole = options.guests.all || options.cluster;
     let manner = Manner {
         deadline: options.deadline.map(Duration::from_secs),
@@ -57,11 +69,17 @@ fn many(root: &Root, options: &Check) -> Result<Exit> {
         orphans: whole,
         quiet: options.quiet || options.json || options.prometheus,
     };
-    let Seen { mut reports, unread, findings } = fleet::look(root, &files, manner)?;
+    let Seen { mut reports, unread, findings } =
+        if options.here { here::look(root, manner)? } else { fleet::look(root, &files, manner)? };
     reports.retain(|report| wanted(report, &options.filter));
     reports.sort_by_key(|report| (Reverse(report.verdict()), report.survey.guest.vmid));
     if options.json {
-        outln!("{}", json::printed(&report::fleet::json(&reports, &unread, &findings)));
+        let value = if options.here {
+            report::fleet::here(&reports, &unread, &node_name(root)?)
+        } else {
+            report::fleet::json(&reports, &unread, &findings)
+        };
+        outln!("{}", json::printed(&value));
     } else if options.prometheus {
         let took = began.elapsed().as_secs_f64();
         out!("{}", report::prometheus::text(&reports, &unread, &findings, at, took));

@@ -4,6 +4,7 @@ use crate::commands::check::assess;
 use crate::commands::session::{Session, settings};
 use crate::diagnose::finding::Finding;
 use crate::diagnose::orphans;
+use crate::policy::Policy;
 use crate::pve::guest;
 use crate::pve::load::Index;
 use crate::pve::node::{GuestFile, all_guests};
@@ -12,7 +13,7 @@ use crate::report::GuestReport;
 use crate::report::fleet::Unread;
 use crate::root::Root;
 use crate::settings::Mode;
-use crate::survey::{Fleet, gather_fleet};
+use crate::survey::{Fleet, Survey, gather_fleet};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -46,6 +47,16 @@ pub struct Manner {
 
 /// Looks at guests. One that cannot be read does not stop the others.
 pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
+    look_by(root, files, manner, &assess)
+}
+
+/// The same, with another way to make a report of a survey.
+pub fn look_by(
+    root: &Root,
+    files: &[GuestFile],
+    manner: Manner,
+    judge: &dyn Fn(Survey, &Policy) -> GuestReport,
+) -> Result<Seen> {
     let config = storage::load(root)?;
     let settings = settings(root)?;
     let index = Index::read(root, &config)?;
@@ -74,7 +85,7 @@ pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
         Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image, off: &off };
     let (surveys, names, fsids) = gather_fleet(root, guests, &fleet)?;
     bar.finish_and_clear();
-    let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| assess(survey, &session.policy));
+    let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| judge(survey, &session.policy));
     let reports = reports.collect();
     let findings = if manner.orphans {
         let known = all_guests(root)?.into_iter().map(|guest| guest.vmid).collect();

@@ -21,10 +21,12 @@ mod defaults;
 mod disks;
 mod doctor;
 mod fleet;
+mod here;
 mod history;
 mod hook;
 mod logging;
 mod quorum;
+mod rehearse;
 mod repair;
 mod session;
 mod snippet;
@@ -44,6 +46,7 @@ pub fn run(cli: Cli) -> Exit {
     logging::begin(cli.log);
     let result = match &cli.command {
         Command::Check(options) => check::run(&root, options),
+        Command::Rehearse(options) => rehearse::run(&root, options),
         Command::Repair(options) => repair::run(&root, options),
         Command::Start(options) => start::run(&root, options),
         Command::Disks(options) => disks::run(&root, options),

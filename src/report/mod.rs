@@ -7,6 +7,7 @@ pub mod fleet;
 pub mod history;
 pub mod json;
 pub mod prometheus;
+pub mod rehearsal;
 pub mod text;
 
 use crate::action::ActionReport;

@@ -60,12 +60,12 @@ fn labels(report: &GuestReport) -> String {
 }
 
 /// A label's value: backslash, quote and end of line are escaped.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// A gauge, its help, and its samples by their labels.
-fn family(name: &str, help: &str, samples: Vec<(String, String)>) -> String {
+pub(super) fn family(name: &str, help: &str, samples: Vec<(String, String)>) -> String {
     let mut out = format!("# HELP rbd_preflight_{name} {help}\n# TYPE rbd_preflight_{name} gauge\n");
     for (labels, value) in samples {
         let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
