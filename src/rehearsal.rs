@@ -434,8 +434,11 @@ mod tests {
     fn who_is_at_a_disk_is_for_the_guests_own_node_to_say_and_holds_for_all() {
         let strange = said(Code::InUseUnknown, Unknown);
         let of_two = |home: Column| {
-            let columns =
-                [home, says("pve2", vec![told(100, &[strange.clone()])]), says("pve3", vec![told(100, &[])])];
+            let columns = [
+                home,
+                says("pve2", vec![told(100, std::slice::from_ref(&strange))]),
+                says("pve3", vec![told(100, &[])]),
+            ];
             verdicts(&rows(&[guest(100, "pve1", true)], &columns)[0])
         };
         assert_eq!(of_two(says("pve1", vec![told(100, &[])])), [Ready; 3], "it is the guest itself");

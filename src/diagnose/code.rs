@@ -260,7 +260,7 @@ codes! {
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
         "see the detail";
     ResourceMissing "resource-missing" Blocker
-        "this node does not have something besides the RBD disks that the guest needs to start"
+        "this node lacks something else that the guest needs to start"
         "give the node what is missing, or let the guest start on other nodes only (HA: a strict node affinity rule)";
     HaRuleForbids "ha-rule-forbids" Blocker
         "a rule of the HA manager keeps the guest off this node"

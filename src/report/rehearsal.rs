@@ -120,9 +120,9 @@ fn summary(rows: &[Row], columns: &[Column]) -> String {
     if ha == 0 {
         return out + ". No guest is managed by HA.";
     }
-    let _ = write!(out, ". Of {} managed by HA ", count(ha, "guest"));
-    let _ = write!(out, "{} could start on a node other than its own", of(Some(true), true).len());
-    for (wanted, words) in [(Some(false), "could not"), (None, "not known of")] {
+    let could = of(Some(true), true).len();
+    let _ = write!(out, ". Managed by HA: {ha}, of which {could} could start on a node other than its own");
+    for (wanted, words) in [(Some(false), "could not"), (None, "not known")] {
         let some = of(wanted, true);
         if !some.is_empty() {
             let _ = write!(out, "; {words}: {}", some.join(", "));

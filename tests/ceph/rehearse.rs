@@ -85,6 +85,26 @@ impl Pair {
     }
 }
 
+/// Nothing that a rehearsal is made of names what carries out changes, or what notes them.
+#[test]
+fn no_part_of_a_rehearsal_reaches_what_changes_anything() {
+    let parts = [
+        "commands/rehearse.rs",
+        "commands/here.rs",
+        "commands/fleet.rs",
+        "rehearsal.rs",
+        "report/rehearsal.rs",
+    ];
+    let more = ["pve/peer.rs", "pve/needs.rs", "pve/ha_rules.rs", "survey/rehearsed.rs", "survey/gather.rs"];
+    for part in parts.into_iter().chain(more) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(part);
+        let text = std::fs::read_to_string(&file).unwrap();
+        for word in ["crate::act:", "crate::act;", "crate::journal", "crate::commands::world", "Step::Set"] {
+            assert!(!text.contains(word), "{part} names {word}");
+        }
+    }
+}
+
 fn row(report: &Value, vmid: u32) -> &Value {
     let guests = report["guests"].as_array().unwrap();
     guests.iter().find(|guest| guest["vmid"] == vmid).unwrap_or_else(|| panic!("no {vmid} in {report:#}"))
@@ -244,7 +264,7 @@ fn a_node_that_does_not_answer_is_a_column_that_says_so() {
     std::fs::remove_file(pair.peers().join("pve2")).unwrap();
     let table = pair.run(["rehearse"]);
     assert!(table.stdout.contains("pve2: no answer: fake ssh: connect to host pve2"), "{}", table.stdout);
-    assert!(table.stdout.contains(&format!("not known of: VM {vmid}.")), "{}", table.stdout);
+    assert!(table.stdout.contains(&format!("not known: VM {vmid}.")), "{}", table.stdout);
     let members = std::fs::read_to_string(pair.one.path("/etc/pve/.members")).unwrap();
     pair.one
         .write("/etc/pve/.members", &members.replace("\"id\": 2, \"online\": 1", "\"id\": 2, \"online\": 0"));
@@ -326,4 +346,59 @@ fn metrics_of_a_rehearsal_are_numbers_with_labels() {
         assert!(ran.stdout.lines().any(|found| found == line), "no {line} in {}", ran.stdout);
     }
     crate::fleet::are_samples(&ran.stdout);
+}
+
+/// README's example: three nodes, of which one has a storage that the others lack, one no snippet, and one no tool.
+#[test]
+fn readmes_table_is_what_comes_out() {
+    let pair = Pair::new();
+    let pool = "rehearsed";
+    pair.one.lab.ceph(&["osd", "pool", "create", pool, "8"]);
+    pair.one.lab.rbd(&["pool", "init", pool]);
+    pair.one.storage("ceph", &format!("krbd 1; pool {pool}"));
+    pair.one.storage("nvme", &format!("krbd 1; pool {pool}; nodes pve1"));
+    let hook = "hookscript: local:snippets/rbd-preflight\n";
+    for (vmid, name, storage, more) in [
+        (101, "web", "ceph", ""),
+        (102, "db", "nvme", ""),
+        (103, "mail", "ceph", hook),
+        (104, "test", "ceph", ""),
+    ] {
+        let image = format!("{pool}/vm-{vmid}-disk-0");
+        // Of an earlier run of this test on the same lab.
+        pair.one.lab.try_rbd(&["rm", "--no-progress", &image]);
+        pair.one.image(&image, DEFAULT);
+        pair.one.vm(vmid, &format!("name: {name}\nscsi0: {storage}:vm-{vmid}-disk-0,size=8M\n{more}"));
+    }
+    pair.one.write("/etc/pve/ha/resources.cfg", "vm: 101\n\nvm: 102\n");
+    pair.one.write("/var/lib/vz/snippets/rbd-preflight", "#!/bin/sh\n");
+    let snippet = pair.one.path("/var/lib/vz/snippets/rbd-preflight");
+    std::fs::set_permissions(snippet, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir_all(pair.one.path("/etc/pve/nodes/pve3")).unwrap();
+    let members = std::fs::read_to_string(pair.one.path("/etc/pve/.members")).unwrap();
+    let third = "\"pve3\": { \"id\": 3, \"online\": 1, \"ip\": \"10.77.0.4\"},\n  \"pve1\"";
+    pair.one.write("/etc/pve/.members", &members.replacen("\"pve1\": {", &format!("{third}: {{"), 1));
+    pair.one.write(
+        "/peers/pve3",
+        "#!/bin/sh\necho 'bash: line 1: rbd-preflight: command not found' >&2\nexit 127\n",
+    );
+    std::fs::set_permissions(pair.peers().join("pve3"), PermissionsExt::from_mode(0o755)).unwrap();
+    pair.sync();
+    std::fs::remove_file(pair.there("/var/lib/vz/snippets/rbd-preflight")).unwrap();
+
+    let ran = pair.run(["rehearse"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let shown = format!("# rbd-preflight rehearse\n{}", ran.stdout);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(&file).unwrap();
+    let example = readme.split("```").find(|block| block.starts_with("\n# rbd-preflight rehearse\n"));
+    let example = example.expect("README shows no `rehearse`").trim_start();
+    if std::env::var_os("RBD_PREFLIGHT_WRITE_DOCS").is_some() {
+        std::fs::write(file, readme.replacen(example, &shown, 1)).unwrap();
+    } else {
+        assert!(
+            example == shown,
+            "README does not show what comes out; tests/docs-generate writes it anew:\n{shown}"
+        );
+    }
 }
