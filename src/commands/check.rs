@@ -64,8 +64,9 @@ fn many(root: &Root, options: &Check) -> Result<Exit> {
     };
     let whole = options.guests.all || options.cluster;
     let manner = Manner {
-        deadline: options.deadline.map(Duration::from_secs),
-        at_most: None,
+        // What a rehearsal asks for is an upper limit: a cluster that does not answer takes no longer than usual.
+        deadline: options.deadline.filter(|_| !options.here).map(Duration::from_secs),
+        at_most: options.deadline.filter(|_| options.here).map(Duration::from_secs),
         orphans: whole,
         quiet: options.quiet || options.json || options.prometheus,
     };

@@ -85,7 +85,10 @@ pub fn look_by(
         Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image, off: &off };
     let (surveys, names, fsids) = gather_fleet(root, guests, &fleet)?;
     bar.finish_and_clear();
-    let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| judge(survey, &session.policy));
+    // Who had less time than the settings give has not found out that nobody answers.
+    let fair = |survey: Survey| if limit < usual { survey.without_blame() } else { survey };
+    let reports =
+        surveys.into_iter().zip(&sessions).map(|(survey, session)| judge(fair(survey), &session.policy));
     let reports = reports.collect();
     let findings = if manner.orphans {
         let known = all_guests(root)?.into_iter().map(|guest| guest.vmid).collect();

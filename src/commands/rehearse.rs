@@ -115,7 +115,7 @@ type Answered = Result<Answer, (Silence, String)>;
 
 /// This node needs no ssh.
 fn ask_here(root: &Root, limit: Duration) -> Answered {
-    let manner = Manner { deadline: Some(own_time(limit)), quiet: true, ..Manner::default() };
+    let manner = Manner { at_most: Some(own_time(limit)), quiet: true, ..Manner::default() };
     let told = || -> Result<Answer> {
         let seen = here::look(root, manner)?;
         let value = fleet::here(&seen.reports, &seen.unread, &node_name(root)?);

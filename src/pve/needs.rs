@@ -645,6 +645,36 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_read_from_the_nodes_own_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        for (file, text) in [
+            ("/proc/cpuinfo", "processor\t: 0\nmodel name\t: x\n\nprocessor\t: 1\nprocessors: no\n"),
+            ("/sys/class/net/vmbr3/mtu", "1500\n"),
+            ("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x10DE\n"),
+            ("/sys/bus/pci/devices/0000:01:00.0/device", "0x1eb8\n"),
+            ("/sys/bus/usb/devices/1-2/idVendor", "0529\n"),
+            ("/sys/bus/usb/devices/1-2/idProduct", "0001\n"),
+            ("/sys/bus/usb/devices/1-2:1.0/bInterfaceClass", "03\n"),
+            ("/etc/pve/mapping/pci.cfg", "gpu\n\tmap node=a,path=0000:01:00.0,id=0x10de:0x1EB8\n"),
+            ("/etc/pve/replication.cfg", "local: 100-0\n\ttarget a\n\nlocal: 101-0\n\ttarget b\n"),
+        ] {
+            std::fs::create_dir_all(root.path(file).parent().unwrap()).unwrap();
+            std::fs::write(root.path(file), text).unwrap();
+        }
+        let place = Place::look(&root, "a");
+        assert_eq!(place.processors, Reading::Known(2));
+        assert_eq!(place.networks, Reading::Known(["vmbr3".to_owned()].into()));
+        assert_eq!(place.pci, known([("0000:01:00.0", "10de:1eb8".to_owned())]));
+        assert_eq!(place.usb, known([("1-2", "0529:0001".to_owned())]));
+        let entry = Entry { path: "0000:01:00.0".to_owned(), id: Some("10de:1eb8".to_owned()) };
+        assert_eq!(place.mapped[&Mapping::Pci], known([("gpu", vec![entry])]));
+        assert_eq!(place.replicas, [100].into());
+        std::fs::write(root.path("/etc/pve/mapping/usb.cfg"), [0xff, 0xfe]).unwrap();
+        assert!(Place::look(&root, "a").mapped[&Mapping::Usb].failure().is_some());
+    }
+
+    #[test]
     fn what_cannot_be_read_is_unknown() {
         let none = |_: &str| Reading::Unknown(Failure::errno("look", 5));
         let place = Place { processors: Reading::Unknown(Failure::errno("read", 5)), ..place() };
