@@ -216,16 +216,27 @@ fn a_guest_that_lacks_something_on_the_other_node_is_told_with_the_cause() {
     let (report, code) = pair.rehearse();
     assert_eq!((cell(&report, apart, "pve2").as_str(), code), ("ready", 0), "{report:#}");
 
-    // Neither a kernel that cannot map the images, nor a key that is not there.
+    // A kernel that cannot map the images, and keys that are nonsense, not there, or of a type that is too new.
     std::fs::write(&features, "0x1\n").unwrap();
     assert_eq!(cell(&pair.rehearse().0, healthy, "pve2"), "blocked features-unsupported");
     std::fs::write(&features, "0x1bf\n").unwrap();
-    std::fs::write(pair.there("/etc/pve/priv/ceph/ceph-krbd.keyring"), "[client.admin]\n\tkey = nonsense\n")
-        .unwrap();
-    let (report, code) = pair.rehearse();
-    let broken = cell(&report, healthy, "pve2");
-    assert!(broken.starts_with("blocked keyring-"), "{broken}");
-    assert_eq!((cell(&report, healthy, "pve1").as_str(), code), ("ready", 3));
+    let keyring = pair.there("/etc/pve/priv/ceph/ceph-krbd.keyring");
+    let key = std::fs::read_to_string(&keyring).unwrap();
+    std::fs::write(pair.there("/proc/sys/kernel/osrelease"), "6.14.8-2-pve\n").unwrap();
+    for (content, codes) in
+        [(Some("nonsense"), "keyring-"), (Some(crate::keys::AES256K), "key"), (None, "cluster-auth-failed")]
+    {
+        match content {
+            Some(key) => std::fs::write(&keyring, format!("[client.admin]\n\tkey = {key}\n")).unwrap(),
+            None => std::fs::remove_file(&keyring).unwrap(),
+        }
+        let (report, code) = pair.rehearse();
+        let broken = cell(&report, healthy, "pve2");
+        assert!(broken.starts_with(&format!("blocked {codes}")), "{content:?}: {broken}: {report:#}");
+        assert_eq!((cell(&report, healthy, "pve1").as_str(), code), ("ready", 3));
+        assert!(!report.to_string().contains(content.unwrap_or("=key=")), "a key is shown to nobody");
+    }
+    std::fs::write(&keyring, key).unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `rehearse` between two machines, over an sshd that is one: a fault of each kind on the other node, and the guest that
 //! runs goes on.
 
-use crate::common::kernel::{KRBD, Kernel, KernelNode, NAMESPACE, Storage, disk, on_the_kernel, say};
+use crate::common::kernel::{KRBD, Kernel, KernelNode, NAMESPACE, Storage, disk, on_the_kernel};
 use crate::common::node::{DEFAULT, Ran};
 use serde_json::Value;
 
@@ -76,7 +76,6 @@ fn what_the_other_node_lacks_is_told_from_there_and_the_running_guest_goes_on() 
         let qemu = one.run_guest(running, &of_running);
 
         let (report, code) = rehearse(&one, "");
-        say(&format!("the table: {}", one.preflight("rehearse --deadline 240").stdout));
         assert_eq!(on_two(&report, running), "ready", "who is at its disk is the guest itself: {report:#}");
         assert_eq!(on_two(&report, near), "blocked storage-not-on-node");
         assert!(on_two(&report, keyed).starts_with("blocked cluster-auth-failed"), "{report:#}");
