@@ -31,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Tell what would stop a start, and what repair would do; changes nothing
     Check(Check),
+    /// Tell which guest could start on which node now: asks every node over ssh; changes nothing
+    Rehearse(Rehearse),
     /// Mend what is safe to mend
     Repair(Repair),
     /// Repair and start a guest, and try again while there is something to try
@@ -75,6 +77,9 @@ pub struct Check {
     /// Every guest of every node, as it would start from this one's view; only read
     #[arg(long, conflicts_with_all = ["vmids", "all"])]
     pub cluster: bool,
+    /// Every guest of every node as if it were this one's and stopped: what `rehearse` asks each node
+    #[arg(long, conflicts_with_all = ["vmids", "all", "cluster", "survey", "save_survey", "prometheus"])]
+    pub here: bool,
     /// Which of the guests to show
     #[command(flatten)]
     pub filter: Filter,
@@ -118,6 +123,40 @@ pub struct Filter {
 /// A finding by its name.
 fn code(text: &str) -> Result<Code, String> {
     Code::from_name(text).ok_or_else(|| "there is no such finding; README.md lists them".to_owned())
+}
+
+/// `rehearse`
+#[derive(Debug, Args)]
+pub struct Rehearse {
+    /// Ask only this node; may be given more than once
+    #[arg(long, value_name = "NODE")]
+    pub node: Vec<String>,
+    /// Which of the guests to show
+    #[command(flatten)]
+    pub filter: Filter,
+    /// Print JSON
+    #[arg(long, conflicts_with = "prometheus")]
+    pub json: bool,
+    /// Print metrics in Prometheus's text format, for the textfile collector of node_exporter
+    #[arg(long, conflicts_with = "quiet")]
+    pub prometheus: bool,
+    /// Of the table, only the guests that could not start everywhere
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// How long a node may take to answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub deadline: u64,
+    /// How many nodes are asked at a time; each asks the Ceph cluster
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = parallel)]
+    pub parallel: usize,
+}
+
+/// How many nodes are asked at a time.
+fn parallel(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=64) => Ok(number),
+        _ => Err("a number from 1 to 64".to_owned()),
+    }
 }
 
 /// `repair`

@@ -259,6 +259,12 @@ codes! {
     GuestStateUnknown "guest-state-unknown" Warning
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
         "see the detail";
+    ResourceMissing "resource-missing" Blocker
+        "this node lacks something else that the guest needs to start"
+        "give the node what is missing, or let the guest start on other nodes only (HA: a strict node affinity rule)";
+    HaRuleForbids "ha-rule-forbids" Blocker
+        "a rule of the HA manager keeps the guest off this node"
+        "nothing, if that is meant; else change the rule (`ha-manager rules list`)";
     ConfigLineDropped "config-line-dropped" Note
         "PVE does not read a line as it was meant"
         "correct the line";

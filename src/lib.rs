@@ -28,6 +28,7 @@ pub mod plan;
 pub mod pve;
 pub mod rbd;
 pub mod reading;
+pub mod rehearsal;
 pub mod report;
 pub mod settings;
 pub mod sys;

@@ -7,6 +7,7 @@ use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
 use rbd_preflight::diagnose::owner::not_yet;
 use rbd_preflight::diagnose::verdict::{Verdict, exit_code, verdict};
 use rbd_preflight::finding_codes::Severity;
+use rbd_preflight::observe::rehearsed::as_if_stopped_here;
 use rbd_preflight::observe::survey::Survey;
 use rbd_preflight::plan::order::plan;
 use rbd_preflight::rbd::action::{Action, Change};
@@ -1386,4 +1387,64 @@ fn what_is_about_keys_alone_makes_no_warning_of_a_clusters_health() {
     assert_eq!(health("HEALTH_ERR", &with("MON_CLOCK_SKEW"), tickets), (Severity::Note, false));
     let damaged = json!(["AUTH_INSECURE_SERVICE_TICKETS", "PG_DAMAGED"]);
     assert_eq!(health("HEALTH_ERR", &with("PG_DAMAGED"), damaged), (Severity::Warning, false));
+}
+
+/// What a rehearsal on pve1 makes of a survey there, the guest's own node being `home`.
+fn rehearsed(survey: &Value, home: &str) -> Seen {
+    let survey: Survey = serde_json::from_value(survey.clone()).unwrap();
+    see(&serde_json::to_value(as_if_stopped_here(survey, home)).unwrap())
+}
+
+/// A guest that somebody has open: its own node, if that is where the client is.
+fn watched(place: Option<&str>) -> Value {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    if let Some(place) = place {
+        survey["node"]["whereabouts"] = json!({ "10.0.0.2:0/77": place });
+    }
+    survey
+}
+
+#[test]
+fn in_a_rehearsal_what_a_guest_has_open_at_home_keeps_it_from_nowhere() {
+    for place in ["node pve2", "node pve2, with guest 516"] {
+        assert_eq!(rehearsed(&watched(Some(place)), "pve2").verdict(), Verdict::Ready, "{place}");
+    }
+    assert_eq!(see(&watched(Some("node pve2"))).verdict(), Verdict::Refused, "an ordinary check");
+    for place in [None, Some("node pve22"), Some("node pve3")] {
+        let seen = rehearsed(&watched(place), "pve2");
+        assert_eq!(
+            (seen.verdict(), seen.severity("in-use-unknown")),
+            (Verdict::Unknown, Some(Severity::Unknown))
+        );
+        assert_eq!(seen.severity("lock-stale"), None, "and its lock is not called a dead client's");
+    }
+    let mut crashed = healthy();
+    facts(&mut crashed)["lock"] = json!({ "known": lock() });
+    assert!(rehearsed(&crashed, "pve2").severity("lock-stale").is_some(), "nobody watches: as after a crash");
+    let mut by_hand = watched(Some("node pve2"));
+    facts(&mut by_hand)["lock"]["known"]["tag"] = json!("mine");
+    assert_eq!(rehearsed(&by_hand, "pve2").severity("lock-external"), Some(Severity::Blocker));
+    facts(&mut by_hand)["watchers"] = unknown();
+    assert_eq!(rehearsed(&by_hand, "pve2").severity("in-use-unknown"), Some(Severity::Unknown));
+}
+
+#[test]
+fn in_a_rehearsal_the_guests_own_node_judges_who_is_at_a_stopped_guest() {
+    assert_eq!(rehearsed(&watched(None), "pve1").verdict(), Verdict::Refused);
+    for running in [json!({ "known": true }), unknown()] {
+        let mut survey = watched(None);
+        survey["node"]["running"] = running;
+        let mut own = mapping(0, 77, "");
+        own["image"] = json!("vm-516-disk-scsi0");
+        survey["node"]["kernel"]["mappings"] = json!({ "known": [own] });
+        survey["disks"][0]["linked_device"] = json!("rbd0");
+        let seen = rehearsed(&survey, "pve1");
+        assert_eq!(
+            (seen.verdict(), seen.severity("mapping-leftover")),
+            (Verdict::Ready, None),
+            "it is gone when it stops"
+        );
+    }
 }

@@ -163,7 +163,7 @@ fn the_house_stands_as_it_is_meant_to() {
 fn every_rule_is_broken_by_what_it_is_for() {
     for (module, line, expected) in [
         ("pve::guest", "use crate::ceph::conf;", "pve::guest names crate::ceph"),
-        ("kernel::sysfs", "fn f() { crate::ceph::list() }", "kernel::sysfs names crate::ceph"),
+        ("kernel::sysfs", "fn f() { crate::ceph::image_names() }", "kernel::sysfs names crate::ceph"),
         ("diagnose::lock", "use std::fs;", "diagnose::lock names std::fs"),
         ("plan::order", "use std::process::Command;", "plan::order names std::process"),
         ("rbd::lock", "fn f() { Instant::now(); }", "rbd::lock names Instant"),

@@ -3,7 +3,8 @@
 
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::observe::survey::Survey;
-use rbd_preflight::report::{GuestReport, prometheus, watch};
+use rbd_preflight::plan::assessment::GuestReport;
+use rbd_preflight::report::{prometheus, watch};
 use rbd_preflight::settings::Settings;
 use rbd_preflight::settings::policy::Policy;
 use rbd_preflight::watch::code::Code;

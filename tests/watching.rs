@@ -1,11 +1,12 @@
 //! What `watch` tells of which course of events, and when: played, with no Ceph and no kernel.
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-use rbd_preflight::ceph::cluster::BlocklistEntry;
-use rbd_preflight::ceph::image::{Spec, Watcher};
 use rbd_preflight::ceph::keep::Answer;
 use rbd_preflight::kernel::{Mapping, messages};
 use rbd_preflight::pve::guest::Access;
+use rbd_preflight::rbd::blocklist::BlocklistEntry;
+use rbd_preflight::rbd::lock::Watcher;
+use rbd_preflight::rbd::spec::Spec;
 use rbd_preflight::reading::{Failure, Origin, Reading};
 use rbd_preflight::report::watch as report;
 use rbd_preflight::watch::Watch;

@@ -1,14 +1,16 @@
 //! A connection that is kept: who looks every half minute does not log in anew each time.
 
-use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
-use crate::ceph::ffi::{Cluster, Errno};
-use crate::ceph::image::{Spec, Watcher};
+use crate::ceph::ffi::Cluster;
 use crate::ceph::monitors::{read_blocklist, read_own_addresses};
 use crate::pve::connection::Connection;
-use crate::rbd::lock::bare_address;
+use crate::rbd::address::bare_address;
+use crate::rbd::blocklist::BlocklistEntry;
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
+use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};

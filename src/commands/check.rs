@@ -1,6 +1,7 @@
 //! `check`: what would stop a start, and what repair would do. Reads only.
 
 use crate::cli::{Check, Filter};
+use crate::commands::here;
 use crate::commands::many_guests;
 use crate::commands::many_guests::{Manner, Seen};
 use crate::commands::session::{self, Session};
@@ -11,7 +12,7 @@ use crate::finding_codes::Code;
 use crate::observe::survey::Survey;
 use crate::plan::assessment::{GuestReport, assess};
 use crate::pve::load::Unread;
-use crate::pve::node::all_guests;
+use crate::pve::node::{all_guests, node_name};
 use crate::report;
 use crate::report::text::Detail;
 use crate::report::{json, text};
@@ -28,7 +29,12 @@ use std::time::{Duration, Instant};
 
 /// Checks each guest and prints its report; the exit code is the gravest.
 pub fn run(root: &Root, options: &Check) -> Result<Exit> {
-    if options.guests.all || options.cluster || options.guests.vmids.len() > 1 || options.prometheus {
+    if options.guests.all
+        || options.cluster
+        || options.here
+        || options.guests.vmids.len() > 1
+        || options.prometheus
+    {
         return many(root, options);
     }
     let report = match &options.survey {
@@ -50,19 +56,32 @@ pub fn run(root: &Root, options: &Check) -> Result<Exit> {
 fn many(root: &Root, options: &Check) -> Result<Exit> {
     anyhow::ensure!(options.save_survey.is_none(), "--save-survey is for one guest");
     let (began, at) = (Instant::now(), time::now().as_secs());
-    let files = if options.cluster { all_guests(root)? } else { session::files(root, &options.guests)? };
+    let files = if options.here {
+        Vec::new()
+    } else if options.cluster {
+        all_guests(root)?
+    } else {
+        session::files(root, &options.guests)?
+    };
     let whole = options.guests.all || options.cluster;
     let manner = Manner {
-        deadline: options.deadline.map(Duration::from_secs),
-        at_most: None,
+        // What a rehearsal asks for is an upper limit: a cluster that does not answer takes no longer than usual.
+        deadline: options.deadline.filter(|_| !options.here).map(Duration::from_secs),
+        at_most: options.deadline.filter(|_| options.here).map(Duration::from_secs),
         orphans: whole,
         quiet: options.quiet || options.json || options.prometheus,
     };
-    let Seen { mut reports, unread, findings } = many_guests::look(root, &files, manner)?;
+    let Seen { mut reports, unread, findings } =
+        if options.here { here::look(root, manner)? } else { many_guests::look(root, &files, manner)? };
     reports.retain(|report| wanted(report, &options.filter));
     reports.sort_by_key(|report| (Reverse(report.verdict()), report.survey.guest.vmid));
     if options.json {
-        outln!("{}", json::printed(&report::many_guests::json(&reports, &unread, &findings)));
+        let value = if options.here {
+            report::many_guests::here(&reports, &unread, &node_name(root)?)
+        } else {
+            report::many_guests::json(&reports, &unread, &findings)
+        };
+        outln!("{}", json::printed(&value));
     } else if options.prometheus {
         let took = began.elapsed().as_secs_f64();
         out!("{}", report::prometheus::text(&reports, &unread, &findings, at, took));

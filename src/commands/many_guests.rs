@@ -4,6 +4,7 @@ use crate::commands::session::{Session, settings};
 use crate::diagnose::finding::Finding;
 use crate::diagnose::orphans;
 use crate::observe::gather::{Fleet, gather_fleet};
+use crate::observe::survey::Survey;
 use crate::plan::assessment::GuestReport;
 use crate::plan::assessment::assess;
 use crate::pve::guest;
@@ -12,6 +13,7 @@ use crate::pve::load::Unread;
 use crate::pve::node::{GuestFile, all_guests};
 use crate::pve::storage;
 use crate::settings::Mode;
+use crate::settings::policy::Policy;
 use crate::sys::root::Root;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -46,6 +48,16 @@ pub struct Manner {
 
 /// Looks at guests. One that cannot be read does not stop the others.
 pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
+    look_by(root, files, manner, &assess)
+}
+
+/// The same, with another way to make a report of a survey.
+pub fn look_by(
+    root: &Root,
+    files: &[GuestFile],
+    manner: Manner,
+    judge: &dyn Fn(Survey, &Policy) -> GuestReport,
+) -> Result<Seen> {
     let config = storage::load(root)?;
     let settings = settings(root)?;
     let index = Index::read(root, &config)?;
@@ -74,7 +86,10 @@ pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
         Fleet { config: &config, index: &index, list: manner.orphans, limit, on_image: &on_image, off: &off };
     let (surveys, names, fsids) = gather_fleet(root, guests, &fleet)?;
     bar.finish_and_clear();
-    let reports = surveys.into_iter().zip(&sessions).map(|(survey, session)| assess(survey, &session.policy));
+    // Who had less time than the settings give has not found out that nobody answers.
+    let fair = |survey: Survey| if limit < usual { survey.without_blame() } else { survey };
+    let reports =
+        surveys.into_iter().zip(&sessions).map(|(survey, session)| judge(fair(survey), &session.policy));
     let reports = reports.collect();
     let findings = if manner.orphans {
         let known = all_guests(root)?.into_iter().map(|guest| guest.vmid).collect();

@@ -20,12 +20,14 @@ mod confirm;
 mod defaults;
 mod disks;
 mod doctor;
+mod here;
 mod history;
 mod hook;
 mod live;
 mod logging;
 mod many_guests;
 mod quorum;
+mod rehearse;
 mod repair;
 mod session;
 mod snippet;
@@ -46,6 +48,7 @@ pub fn run(cli: Cli) -> Exit {
     logging::begin(cli.log);
     let result = match &cli.command {
         Command::Check(options) => check::run(&root, options),
+        Command::Rehearse(options) => rehearse::run(&root, options),
         Command::Repair(options) => repair::run(&root, options),
         Command::Start(options) => start::run(&root, options),
         Command::Disks(options) => disks::run(&root, options),

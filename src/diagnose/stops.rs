@@ -101,6 +101,8 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::ObjectMapBroken, &[G::Tried]),
     (Code::KernelModuleMissing, &[G::Module]),
     (Code::UdevLinkMissing, &[G::Mapped]),
+    (Code::ResourceMissing, &[G::Files]),
+    (Code::HaRuleForbids, &[G::Files]),
 ];
 
 /// Lets stop a start only what the table says may.

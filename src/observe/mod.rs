@@ -7,6 +7,7 @@ pub mod keyring;
 pub mod lock_owner;
 mod mirrors;
 mod owners;
-mod running;
+pub mod rehearsed;
+pub mod running;
 mod sightings;
 pub mod survey;

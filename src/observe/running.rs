@@ -1,7 +1,6 @@
 //! The guests that run here and what the kernel has mapped: what is looked at every half minute, without Ceph.
 
 use crate::ceph::connect::place;
-use crate::ceph::image::Spec;
 use crate::ceph::sharing::share;
 use crate::kernel::sysfs;
 use crate::pve::connection::{Connection, connection};
@@ -53,7 +52,7 @@ fn guests(root: &Root, settings: &Settings) -> Result<(Guests, Clusters), Failur
                 let policy = settings.for_guest(guest.vmid, guest.disks.iter().map(|disk| &disk.storage));
                 let (off, on): (Vec<Disk>, Vec<Disk>) =
                     guest.disks.into_iter().partition(|disk| policy.disk(&disk.storage).mode == Mode::Off);
-                guests.off.extend(off.iter().filter_map(Spec::of));
+                guests.off.extend(off.iter().filter_map(Disk::spec));
                 disks.extend(on.into_iter().map(|disk| (guest.vmid, disk)));
             }
             Some(None) => {}
@@ -107,7 +106,7 @@ fn reached(
 }
 
 fn seen_disk(vmid: u32, disk: Disk, places: &BTreeMap<String, String>) -> Option<seen::Disk> {
-    let image = Spec::of(&disk)?;
+    let image = disk.spec()?;
     let cluster = places.get(&disk.storage)?.clone();
     // Not opened by a running guest.
     if disk.role == Role::Vmstate || disk.pve_drops.as_ref().is_some_and(|drop| !drop.unknown_option) {

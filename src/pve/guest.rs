@@ -264,6 +264,12 @@ pub fn volumes(kind: Kind, config: &[u8]) -> Vec<(String, String)> {
     held.filter_map(|line| Some((line.volume()?.0.to_owned(), lossy(line.drive.file)))).collect()
 }
 
+/// Every drive that PVE starts a guest with, volume or path: its key, and what the line names.
+pub(crate) fn drives(kind: Kind, main: &Section) -> Vec<(String, String)> {
+    let held = volume_lines(kind, main).into_iter().filter(|line| line.trouble.is_none());
+    held.map(|line| (line.key, lossy(line.drive.file))).collect()
+}
+
 /// A line that is about a volume.
 struct VolumeLine<'c> {
     /// Its place in PVE's order.

@@ -66,6 +66,12 @@ pub struct OtherStorage {
     /// (`PVE::Storage::Plugin::get_subdir`: `content-dirs`, else `snippets`, under its path).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snippets: Option<String>,
+    /// Every node reaches the same volumes: by its type, or because its section says `shared`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+    /// Where its files are, if it is a directory that is laid out as PVE does it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
 }
 
 /// What decides whether a volume of a storage may be used, for every type of storage alike.
@@ -288,8 +294,10 @@ fn local(found: Option<Storage>) -> Storage {
     }
     let content = ["backup", "images", "iso", "rootdir", "snippets", "vztmpl"].map(str::to_owned).to_vec();
     let snippets = Some(format!("{LOCAL}/snippets"));
-    let storage_type = "dir".to_owned();
-    Storage::Other(OtherStorage { storage_type, content, nodes: None, disabled: false, snippets }, None)
+    let (storage_type, path) = ("dir".to_owned(), Some(LOCAL.to_owned()));
+    let other =
+        OtherStorage { storage_type, content, nodes: None, disabled: false, snippets, shared: false, path };
+    Storage::Other(other, None)
 }
 
 /// Properties and what their values must be.
@@ -449,7 +457,14 @@ fn build(kind: &Type, id: &str, properties: &BTreeMap<&str, &[u8]>) -> Result<St
         let path = text("path").map(|path| directory(kind, &path)).transpose()?;
         let snippets = snippets(kind, path.as_deref(), text("content-dirs").as_deref());
         let storage_type = kind.name.to_owned();
-        let other = OtherStorage { storage_type, content, nodes, disabled, snippets };
+        let shared = match kind.name {
+            "dir" | "btrfs" | "lvm" => properties.get("shared") == Some(&&b"1"[..]),
+            "lvmthin" | "zfspool" => false,
+            _ => true,
+        };
+        let usual = kind.directory && !properties.contains_key("content-dirs");
+        let files = path.clone().filter(|_| usual);
+        let other = OtherStorage { storage_type, content, nodes, disabled, snippets, shared, path: files };
         return Ok(Storage::Other(other, path));
     }
     Ok(Storage::Rbd(RbdStorage {

@@ -126,6 +126,14 @@ fn lines(rows: &[Row], width: Option<usize>) -> String {
     out
 }
 
+/// `check --here --json`: the same, with the node that speaks and its version.
+pub fn here(reports: &[GuestReport], unread: &[Unread], node: &str) -> Value {
+    let mut value = json(reports, unread, &[]);
+    value["node"] = json!(node);
+    value["version"] = json!(env!("CARGO_PKG_VERSION"));
+    value
+}
+
 /// `{"schema":1,"guests":[…],"unread":[…],"findings":[…]}`.
 pub fn json(reports: &[GuestReport], unread: &[Unread], findings: &[Finding]) -> Value {
     let mut value = json::guests(reports);

@@ -7,6 +7,7 @@ pub mod history;
 pub mod json;
 pub mod many_guests;
 pub mod prometheus;
+pub mod rehearsal;
 pub mod text;
 pub mod watch;
 

@@ -1,7 +1,7 @@
 //! What `watch` tells: a line for people, fields for systemd's journal, JSON, metrics.
 
-use crate::report::plain;
 use crate::report::prometheus::{escaped, family};
+use crate::sys::plain::plain;
 use crate::watch::code::Gravity;
 use crate::watch::trouble::{Event, Trouble};
 use serde_json::{Value, json};

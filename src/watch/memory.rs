@@ -1,13 +1,15 @@
 //! What was last known. What cannot be read now is as it was.
 
-use crate::ceph::cluster::BlocklistEntry;
-use crate::ceph::image::{Spec, Watcher};
 use crate::ceph::keep::Answer;
 use crate::kernel::Mapping;
 use crate::kernel::messages::{About, KernelLine, KernelMessage as M};
 use crate::pve::guest::Access;
-use crate::rbd::blocklist::{entry_of, host_of};
+use crate::rbd::address::host_of;
+use crate::rbd::blocklist::BlocklistEntry;
+use crate::rbd::blocklist::entry_of;
 use crate::rbd::identity::ImageIdentity;
+use crate::rbd::lock::Watcher;
+use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::watch::seen::{ClusterLook, Disk, Guests, NodeLook};
 use nix::libc::ESHUTDOWN;
@@ -247,7 +249,7 @@ impl Memory {
     /// Where its cluster has not said its fsid yet, the name decides.
     fn is_of(&self, mapping: &Mapping, disk: &Disk) -> bool {
         let fsid = self.clusters.get(&disk.cluster).and_then(|cluster| cluster.fsid.as_deref());
-        let theirs = ImageIdentity { id: None, ..ImageIdentity::of_mapping(mapping) };
+        let theirs = ImageIdentity { id: None, ..mapping.identity() };
         disk.access == Access::Krbd
             && mapping.snapshot.is_none()
             && theirs.may_be(ImageIdentity::new(fsid.unwrap_or(&mapping.fsid), &disk.image, None))
@@ -255,7 +257,7 @@ impl Memory {
 
     /// Nothing is told of this mapping: its storage is off.
     pub fn is_off(&self, mapping: &Mapping) -> bool {
-        self.off.contains(&Spec::of_mapping(mapping)) && self.disk_of(mapping).is_none()
+        self.off.contains(&mapping.spec()) && self.disk_of(mapping).is_none()
     }
 
     /// The kernel said of a device of this client that it is on the blocklist.

@@ -1,9 +1,9 @@
 //! What the watcher sees, as plain values.
 
-use crate::ceph::image::Spec;
 use crate::ceph::keep::Answer;
 use crate::kernel::Mapping;
 use crate::pve::guest::Access;
+use crate::rbd::spec::Spec;
 use crate::reading::Reading;
 use std::collections::BTreeSet;
 use std::sync::Arc;

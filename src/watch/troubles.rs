@@ -1,9 +1,10 @@
 //! What is wrong now, by what is known.
 
-use crate::ceph::cluster::BlocklistEntry;
 use crate::kernel::Mapping;
 use crate::pve::guest::Access;
-use crate::rbd::blocklist::{entry_of, host_of};
+use crate::rbd::address::host_of;
+use crate::rbd::blocklist::BlocklistEntry;
+use crate::rbd::blocklist::entry_of;
 use crate::reading::{Failure, Origin};
 use crate::watch::code::Code;
 use crate::watch::memory::{Cluster, Memory};
@@ -165,7 +166,7 @@ fn of_mapping(memory: &Memory, mapping: &Mapping, code: Code, seen: String) -> T
     let trouble = Trouble::new(code, seen);
     let trouble = match memory.disk_of(mapping) {
         Some(disk) => trouble.of_disk(disk),
-        None => Trouble { image: Some(crate::ceph::image::Spec::of_mapping(mapping).to_string()), ..trouble },
+        None => Trouble { image: Some(mapping.spec().to_string()), ..trouble },
     };
     Trouble {
         device: Some(mapping.id),

@@ -190,6 +190,9 @@ fn what_is_printed_as_json_is_as_the_schema_says() {
     let all = valid("checks", &node.run(["check", "--all", "--json"]));
     assert_eq!(all["unread"].as_array().map(Vec::len), Some(1), "{all:#}");
     assert!(all["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{all:#}");
+    let here = valid("checks", &node.run(["check", "--here", "--json"]));
+    assert_eq!(here["node"], "pve1", "{here:#}");
+    valid("rehearsal", &node.run(["rehearse", "--node", "pve1", "--json"]));
     valid("disks", &node.run(["disks", &id, "--json"]));
     valid("check", &node.run(["repair", &id, "--yes", "--json"]));
     valid("defaults", &node.run(["defaults", "--json"]));

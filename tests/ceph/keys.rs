@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 const KRBD: &str = "/etc/pve/priv/ceph/ceph-krbd.keyring";
 const LIBRBD: &str = "/etc/pve/priv/ceph/ceph-librbd.keyring";
 /// A key of type aes256k that opens nothing.
-const AES256K: &str = "AgDRB3ZpAAAAACAAq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=";
+pub const AES256K: &str = "AgDRB3ZpAAAAACAAq83vEjRWeJCrze8SNFZ4kKvN7xI0VniQq83vEjRWeJA=";
 
 /// The key of client.admin on the lab.
 fn aes(lab: &Lab) -> String {

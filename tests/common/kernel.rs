@@ -93,7 +93,11 @@ const CLEAN: &str = r#"
     exec 2>/dev/null
     for pid in $(cat /run/lab-holders); do kill -9 $pid; done
     rm -rf /run/lab-holder* /run/lab-path /run/qemu-server/* /etc/rbd-preflight /etc/pve/nodes/*/qemu-server/* \
-        /etc/pve/.vmlist
+        /etc/pve/.vmlist /etc/pve/ha/resources.cfg /etc/pve/nodes/*/ssh_known_hosts /var/lib/vz/snippets/rbd-preflight
+    kill $(cat /run/lab-door/pid)
+    mv /run/lab-storage.cfg /etc/pve/storage.cfg
+    mv /run/lab-keyring /etc/pve/priv/ceph/ceph-ns.keyring
+    sed -i s/10.78.0.3/10.77.0.3/ /etc/pve/.members
     devices() { set -- /sys/bus/rbd/devices/*; [ -e "$1" ]; }
     tries=0
     while devices && [ $tries -lt 20 ]; do
@@ -666,6 +670,14 @@ impl KernelNode<'_> {
             self.kernel.is_dead(&mapping.client);
         }
         succeed(&mut self.tool("crash"));
+    }
+
+    /// Takes its Ceph network away while something is done; commands still reach it.
+    pub fn without_ceph<T>(&self, work: impl FnOnce() -> T) -> T {
+        succeed(&mut self.tool("cut"));
+        let result = catch_unwind(AssertUnwindSafe(work));
+        succeed(&mut self.tool("join"));
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Lets a node that crashed boot while other things are done.

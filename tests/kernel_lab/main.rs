@@ -13,6 +13,7 @@ mod keys;
 mod limits;
 mod locks;
 mod names;
+mod rehearse;
 mod start;
 mod watch;
 
