@@ -252,6 +252,43 @@ fn a_live_writer_is_unsafe_locked_or_not() {
     }
 }
 
+/// The watch of a host that is gone for good stays for ever where its client was only cut off; what ends it is an
+/// administrator's to do, and never offered against a client of this node.
+#[test]
+fn how_a_client_of_a_dead_host_is_shut_out_is_told_and_never_among_the_commands() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    let told = |survey: &Value| {
+        let finding = see(survey).findings.into_iter().find(|f| f.code.name() == "in-use-elsewhere").unwrap();
+        assert!(!finding.remedy.commands.iter().any(|command| command.contains("blocklist")), "{finding:?}");
+        finding.remedy.text
+    };
+    let away = told(&survey);
+    assert!(
+        away.contains("only where its host is off for good: `ceph osd blocklist add 10.0.0.2:0/77`"),
+        "{away}"
+    );
+    survey["node"]["whereabouts"] = json!({ "10.0.0.2:0/77": "this node: process 7 (rbd-nbd)" });
+    let here = told(&survey);
+    assert!(!here.contains("blocklist") && here.contains("a process of this node"), "{here}");
+}
+
+/// In a failover this site's own rbd-mirror has the copy open: what to do is to promote it.
+#[test]
+fn a_copy_that_rbd_mirror_has_open_is_to_be_promoted_and_not_freed_of_a_writer() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    facts(&mut survey)["mirroring"] =
+        json!({ "known": { "mode": "snapshot", "state": "enabled", "primary": false } });
+    let seen = see(&survey);
+    let codes: Vec<&str> = seen.findings.iter().map(|finding| finding.code.name()).collect();
+    assert_eq!((codes, seen.verdict()), (vec!["image-non-primary"], Verdict::Blocked));
+    let finding = &seen.findings[0];
+    assert!(finding.detail.contains("client.4242 at 10.0.0.2:0/77 has it open"), "{finding:?}");
+    assert!(finding.remedy.commands[0].contains("mirror image promote"), "{finding:?}");
+}
+
 #[test]
 fn a_running_guest_may_watch_its_own_images() {
     let mut survey = healthy();
@@ -614,6 +651,41 @@ fn rbd_mirrors_daemon_keeps_nobody_from_mapping() {
     assert_eq!((seen.changes(), seen.severity("in-use-elsewhere")), (vec![], Some(Severity::Unsafe)));
 }
 
+/// The manager flattens the image and owns its lock meanwhile: it is mapped all the same, and nothing else is changed. By its
+/// address alone it is told from a writer.
+#[test]
+fn the_managers_tasks_keep_nobody_from_mapping() {
+    let mut policy = policy("");
+    policy.map = true;
+    let mut survey = healthy();
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock"]);
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    let known = |address: &str| json!({ "known": [address] });
+    let (task, none) = (json!({ "known": "Flattening image rbd/a" }), json!({ "known": null }));
+    let mut told = |clients: &Value, task: &Value| {
+        survey["disks"][0]["manager"] = json!({ "clients": clients, "task": task });
+        let seen = see_with(&survey, &policy);
+        let maps = matches!(seen.changes()[..], [Change::Map { .. }]);
+        assert_eq!(maps, !seen.actions.is_empty(), "features stay: {:?}", seen.actions);
+        let codes = ["manager-task", "in-use-unknown", "in-use-elsewhere"];
+        (codes.into_iter().find(|code| seen.severity(code).is_some()).unwrap(), maps)
+    };
+    assert_eq!(told(&known("10.0.0.2:0/77"), &task), ("manager-task", true));
+    assert_eq!(told(&known("10.0.0.2:0/77"), &unknown()), ("manager-task", true));
+    assert_eq!(told(&known("10.0.0.2:0/78"), &task), ("in-use-elsewhere", false));
+    assert_eq!(told(&unknown(), &task), ("in-use-unknown", false));
+    assert_eq!(told(&unknown(), &none), ("in-use-elsewhere", false));
+    assert_eq!(told(&unknown(), &unknown()), ("in-use-elsewhere", false));
+    let writer = json!({ "address": "10.0.0.3:0/9", "client": 9, "cookie": 9 });
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher(), writer] });
+    for clients in [known("10.0.0.2:0/77"), unknown()] {
+        survey["disks"][0]["manager"] = json!({ "clients": clients, "task": task });
+        let seen = see_with(&survey, &policy);
+        assert_eq!((seen.changes(), seen.severity("in-use-elsewhere")), (vec![], Some(Severity::Unsafe)));
+    }
+}
+
 /// What is looked for where a kernel client is dead: what maps take by default, and which `rbd` it is.
 fn set_defaults(survey: &mut Value, options: &str, release: &str) {
     survey["node"]["rbd_release"] = json!({ "known": release });
@@ -967,6 +1039,20 @@ fn a_look_that_had_no_time_finds_nothing_out() {
     let survey: Survey = serde_json::from_value(survey).unwrap();
     let findings = diagnose(&survey.without_blame(), &policy(""));
     assert_eq!(verdict(&findings), Verdict::Unknown, "{findings:?}");
+}
+
+/// On a slow node our own clock is the first to give up: Ceph has not said that nobody answers.
+#[test]
+fn a_read_that_was_not_done_in_time_is_unknown_and_stops_nothing() {
+    let late = json!({ "unknown": { "origin": "late", "what": "connect", "message": "not done in time" } });
+    let mut survey = healthy();
+    survey["disks"][0]["reading"] = late.clone();
+    let seen = see(&survey);
+    assert_eq!((seen.verdict(), seen.actions.len()), (Verdict::Unknown, 0), "{:?}", seen.findings);
+    survey["clusters"][0] = late;
+    let seen = see(&survey);
+    assert_eq!((seen.verdict(), seen.actions.len()), (Verdict::Unknown, 0), "{:?}", seen.findings);
+    assert_eq!(seen.severity("cluster-unreachable"), None);
 }
 
 /// A process that looks at a disk for a moment is waited for; what stays is a reason.

@@ -18,6 +18,7 @@ mod image_names;
 pub mod keep;
 pub mod keyring;
 pub mod lock;
+pub mod manager;
 pub mod map_options;
 pub mod mirror;
 pub mod monitors;

@@ -11,6 +11,7 @@ use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::{Access, Role};
 use crate::rbd::action::{Action, ActionReport, Change, Target};
+use crate::rbd::address::same_client;
 use crate::rbd::features::Features;
 use crate::rbd::lock::Watcher;
 use crate::rbd::spec::Spec;
@@ -47,10 +48,13 @@ pub struct Image<'a> {
     pub mapped: Reading<Vec<Mapping>>,
     /// Why nothing may be changed on it; `None` if it may.
     pub forbidden: Option<String>,
-    /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that.
+    /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that, nor does the
+    /// cluster's manager.
     map_forbidden: Option<String>,
     /// Watchers that are rbd-mirror's, copy the image to another cluster and write nothing to it.
     pub mirror_daemons: Vec<Watcher>,
+    /// Watchers that are the cluster's manager, which hands the lock over.
+    pub managers: Vec<Watcher>,
     /// Why nothing may be done for its guest, whatever the image; `None` if it may.
     pub guest_forbidden: Option<String>,
     /// How its changes reach it.
@@ -66,11 +70,13 @@ impl<'a> Image<'a> {
         let mapped = survey.mapped(disk);
         let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| safety::guest_forbids(survey));
         let mirror_daemons = mirror_daemons(disk, facts);
+        let managers = managers(disk, facts);
+        let harmless = [&mirror_daemons[..], &managers].concat();
         let forbids = |harmless: &[Watcher]| {
             let by_guest = guest_forbidden.clone();
             by_guest.or_else(|| image_forbids(survey, disk, facts, &mapped, harmless))
         };
-        let (forbidden, map_forbidden) = (forbids(&[]), forbids(&mirror_daemons));
+        let (forbidden, map_forbidden) = (forbids(&[]), forbids(&harmless));
         let target = Target {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
@@ -89,6 +95,7 @@ impl<'a> Image<'a> {
             forbidden,
             map_forbidden,
             mirror_daemons,
+            managers,
             guest_forbidden,
             target,
             scope: policy.scope,
@@ -129,6 +136,7 @@ impl<'a> Image<'a> {
             forbidden,
             map_forbidden: self.map_forbidden.clone(),
             mirror_daemons: self.mirror_daemons.clone(),
+            managers: self.managers.clone(),
             guest_forbidden: self.guest_forbidden.clone(),
             spec: self.spec.clone(),
             settings: self.settings.clone(),
@@ -140,6 +148,12 @@ impl<'a> Image<'a> {
     /// The kernel opens it.
     pub fn by_kernel(&self) -> bool {
         self.disk.disk.access == Access::Krbd
+    }
+
+    /// It is a copy of an image that is mirrored from another cluster: nobody may write to it but rbd-mirror.
+    pub fn is_copy(&self) -> bool {
+        let mirroring = self.facts.mirroring.known().and_then(Option::as_ref);
+        self.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary)
     }
 
     /// This node's kernel.
@@ -276,6 +290,15 @@ fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
     watchers.filter(|watcher| !facts.is_locked_by(watcher)).cloned().collect()
 }
 
+/// The cluster's manager among those who watch an image, by the address that the monitors have of its clients.
+fn managers(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
+    let clients = disk.manager.as_ref().and_then(|manager| manager.clients.known());
+    let is_one = |watcher: &&Watcher| {
+        clients.is_some_and(|clients| clients.iter().any(|client| same_client(client, &watcher.address)))
+    };
+    facts.watchers.known().into_iter().flatten().filter(is_one).cloned().collect()
+}
+
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
 /// reason (Ceph PR 66581; a watcher that is dying), and a map that got no answer may get one the next time.
 fn tries(action: &Action, errno: Option<i32>) -> usize {
@@ -365,6 +388,7 @@ pub fn findings(image: &Image) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(unread(image));
     findings.extend(mirroring(image));
+    findings.extend(manager(image));
     findings.extend(migration(image));
     findings
 }
@@ -384,13 +408,17 @@ fn unread(image: &Image) -> Option<Finding> {
 
 fn mirroring(image: &Image) -> Option<Finding> {
     let mirroring = image.facts.mirroring.known().and_then(Option::as_ref);
-    let demoted =
-        image.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary);
-    if demoted {
+    if image.is_copy() {
         let mode = mirroring.map_or("unknown mode", |m| m.mode.as_str());
         let command = image.rbd(&["mirror", "image", "promote", &image.spec.image]);
+        let watchers = image.facts.watchers.known().into_iter().flatten();
+        let open: String = watchers
+            .map(|w| {
+                format!("; client.{} at {} has it open, as this site's rbd-mirror does", w.client, w.address)
+            })
+            .collect();
         return Some(
-            Finding::new(Code::ImageNonPrimary, format!("mirrored by {mode}, non-primary here"))
+            Finding::new(Code::ImageNonPrimary, format!("mirrored by {mode}, non-primary here{open}"))
                 .commands([command]),
         );
     }
@@ -413,6 +441,19 @@ fn mirroring(image: &Image) -> Option<Finding> {
     } else {
         finding
     })
+}
+
+/// The cluster's manager is at the image.
+fn manager(image: &Image) -> Option<Finding> {
+    let watcher = image.managers.first()?;
+    let task = image.disk.manager.as_ref().and_then(|manager| manager.task.known()?.as_deref());
+    let detail = format!(
+        "client.{} at {}: {}",
+        watcher.client,
+        watcher.address,
+        task.unwrap_or("none of its tasks names the image, so most likely a snapshot of a schedule")
+    );
+    Some(Finding::new(Code::ManagerTask, detail).remedy(RemedyKind::None, Code::ManagerTask.remedy()))
 }
 
 /// The kernel maps no image under migration; librbd opens one that is prepared.

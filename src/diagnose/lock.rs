@@ -30,12 +30,17 @@ fn in_use(image: &Image) -> Option<Finding> {
     if is_to_be_open(image.survey) {
         return None;
     }
+    // Nobody writes to a copy but rbd-mirror: `image-non-primary` tells of it.
+    if image.is_copy() {
+        return None;
+    }
     let watchers = match &image.facts.watchers {
         Reading::Known(watchers) => watchers,
         Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
-    let harmless = |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w);
+    let harmless =
+        |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w) || image.managers.contains(w);
     let others: Vec<&Watcher> = watchers.iter().filter(|w| !harmless(w)).collect();
     if others.is_empty() {
         return None;
@@ -47,11 +52,50 @@ fn in_use(image: &Image) -> Option<Finding> {
         );
         return Some(Finding::new(Code::InUseUnknown, detail));
     }
+    if let Some(why) = perhaps_the_manager(image, &others) {
+        return Some(Finding::new(Code::InUseUnknown, format!("{detail}: {why}")));
+    }
     let blocklist = blocklist_of(image.survey, image.disk);
     let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
     let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
     let command = image.rbd(&["status", &image.spec.image]);
-    Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
+    let remedy = match code {
+        Code::InUseElsewhere => found_and_stopped(image, &others),
+        _ => code.remedy().to_owned(),
+    };
+    Some(Finding::new(code, detail).remedy(RemedyKind::Wait, remedy).commands([command]))
+}
+
+/// How clients are stopped that do not go by themselves. The last way out is told as a sentence and not among the commands,
+/// which are pasted: done to a client that lives it is what the tool is there against.
+fn found_and_stopped(image: &Image, others: &[&Watcher]) -> String {
+    let (here, away): (Vec<&Watcher>, Vec<&Watcher>) =
+        others.iter().partition(|watcher| image.survey.node.has_client(&watcher.address));
+    let mut text = Code::InUseElsewhere.remedy().to_owned();
+    if !here.is_empty() {
+        text += "; a process of this node is ended here";
+    }
+    if !away.is_empty() {
+        let commands = away.iter().map(|watcher| format!("`ceph osd blocklist add {}`", watcher.address));
+        text += &format!(
+            "; only where its host is off for good: {} shuts that client out for an hour, with every disk that it has open",
+            commands.collect::<Vec<_>>().join(", ")
+        );
+    }
+    text
+}
+
+/// The manager has a task for the image, and whether the only one who has it open is the manager is not known. Where nothing
+/// names the image it is somebody else.
+fn perhaps_the_manager(image: &Image, others: &[&Watcher]) -> Option<String> {
+    let manager = image.disk.manager.as_ref()?;
+    let failure = manager.clients.failure()?;
+    let task = manager.task.known()?.as_deref()?;
+    (others.len() == 1).then(|| {
+        format!(
+            "the cluster's manager has a task for it ({task}), and whether that is it is not known: {failure}"
+        )
+    })
 }
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.

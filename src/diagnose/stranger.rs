@@ -4,7 +4,7 @@
 
 use crate::ceph::image::ImageReading;
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::mapping::{fresh, gave_up, kept, unmap};
+use crate::diagnose::mapping::{MOMENT, fresh, gave_up, kept, unmap};
 use crate::diagnose::safety;
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
@@ -54,6 +54,9 @@ fn of_mapping(survey: &Survey, policy: &Policy, disk: &DiskFacts, mapping: &Mapp
             let holders = users.and_then(|users| users.holders.known());
             let passes = holders.is_some_and(|all| !all.is_empty() && all.iter().all(Holder::may_pass));
             finding.remedy.kind = if passes { RemedyKind::Wait } else { RemedyKind::Manual };
+            if passes {
+                finding.remedy.text = format!("{}; {MOMENT}", finding.remedy.text);
+            }
             finding.remedy.withheld = Some(why);
         }
     }

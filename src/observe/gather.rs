@@ -7,20 +7,22 @@ use crate::ceph::read_cluster::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::kernel;
 use crate::kernel::holders::holders_of;
+use crate::kernel::programs::{self, Program};
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::fsids::Fsids;
 use crate::observe::keyring::keyring_facts;
 use crate::observe::lock_owner::unwatching;
-use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey};
-use crate::observe::{clients, mirrors, owners};
+use crate::observe::node_addresses::Whereabouts;
+use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE};
+use crate::observe::{clients, managers, mirrors, owners};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
-use crate::pve::node_addresses::Whereabouts;
 use crate::pve::storage::{RbdStorage, StorageConfig};
+use crate::rbd::address::host_of;
 use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
@@ -185,12 +187,14 @@ impl Look<'_> {
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
         mirrors::look(&mut surveys, self.limit);
+        managers::look(root, &mut surveys, self.limit);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
-        let places = OnceCell::new();
+        let (places, programs) = (OnceCell::new(), OnceCell::new());
         for survey in &mut surveys {
             share_out(&named, survey);
             let places = || places.get_or_init(|| Whereabouts::read(root));
-            survey.node.whereabouts = whereabouts(places, &named, survey);
+            let programs = || programs.get_or_init(|| programs::of_ceph(root));
+            survey.node.whereabouts = whereabouts(places, programs, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
         Ok((surveys, names, fsids))
@@ -210,6 +214,7 @@ impl Look<'_> {
             map_options: None,
             lock_owner: None,
             mirror_daemons: None,
+            manager: None,
         });
         disks.collect()
     }
@@ -284,6 +289,7 @@ fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
 /// Where the clients are that have the guest's images open, as far as PVE's and Ceph's files tell.
 fn whereabouts<'a>(
     places: impl FnOnce() -> &'a Whereabouts,
+    programs: impl Fn() -> &'a Vec<Program>,
     named: &Named,
     survey: &Survey,
 ) -> BTreeMap<String, String> {
@@ -303,6 +309,15 @@ fn whereabouts<'a>(
     }
     let places = places();
     let told = addresses.into_iter().filter_map(|(fsid, spec, address)| {
+        if is_here(survey, places, fsid, address) {
+            let told = if survey.is_kernels(address) {
+                Some("its kernel".to_owned())
+            } else {
+                programs::told(programs(), &spec.image)
+            };
+            let told = told.map(|told| format!(": {told}")).unwrap_or_default();
+            return Some((address.to_owned(), format!("{THIS_NODE}{told}")));
+        }
         let node = places.node_of(address)?;
         let guests: Vec<String> = named
             .by(fsid, &spec)
@@ -314,6 +329,14 @@ fn whereabouts<'a>(
         Some((address.to_owned(), format!("node {node}{named}")))
     });
     told.collect()
+}
+
+/// A client of a cluster is on this node: it has an address of the node's, or the one that the tool's own client has there.
+fn is_here(survey: &Survey, places: &Whereabouts, fsid: &str, address: &str) -> bool {
+    let clusters = survey.clusters.iter().filter_map(Reading::known).filter(|cluster| cluster.fsid == fsid);
+    let mut own = clusters.flat_map(|cluster| &cluster.own_addresses);
+    let host = host_of(address);
+    places.is_own(address) == Reading::Known(true) || host.is_some() && own.any(|own| host_of(own) == host)
 }
 
 /// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.

@@ -5,6 +5,7 @@ pub mod fsids;
 pub mod gather;
 pub mod keyring;
 pub mod lock_owner;
+mod managers;
 mod mirrors;
 mod owners;
 pub mod rehearsed;

@@ -3,6 +3,7 @@
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
+use crate::ceph::manager::Manager;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::keyring::KeyringFacts;
@@ -10,6 +11,7 @@ use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
 use crate::pve::storage::RbdStorage;
 use crate::rbd::action::ActionReport;
+use crate::rbd::address::same_client;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::blocklist::entry_of;
 use crate::rbd::identity::{ImageIdentity, Same};
@@ -21,6 +23,9 @@ use std::collections::BTreeMap;
 
 /// The version of the saved form.
 pub const SCHEMA: u32 = 1;
+
+/// How the whereabouts of a client begin that is on this node.
+pub const THIS_NODE: &str = "this node";
 
 /// Everything that was seen of a guest at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +65,8 @@ pub struct NodeFacts {
     /// Who uses what is mapped here, by the mapping's number.
     #[serde(default)]
     pub mapping_users: BTreeMap<u32, MappingUsers>,
-    /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`.
+    /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`, `this node: process 77
+    /// (rbd-nbd)`.
     #[serde(default)]
     pub whereabouts: BTreeMap<String, String>,
     /// The release of this node's `rbd`, `20.2.4`; only looked for where one of its kernel clients is dead.
@@ -125,6 +131,9 @@ pub struct DiskFacts {
     /// rbd-mirror's daemons at the image's pool; only looked for where a mirrored primary image is watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror_daemons: Option<Reading<Vec<Watcher>>>,
+    /// What the cluster's manager may be doing with the image; only looked for where somebody watches it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<Manager>,
     /// What speaks for the life of the owner of the image's lock; only looked for where it does not watch the image and
     /// nothing else tells ([`crate::diagnose::owner`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,6 +216,12 @@ impl Survey {
         })
     }
 
+    /// The address is a kernel client's of this node.
+    pub fn is_kernels(&self, address: &str) -> bool {
+        let mut mappings = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+        mappings.any(|mapping| same_client(&mapping.client_address, address))
+    }
+
     /// What is known of the cluster that a disk lies in.
     pub fn cluster_of(&self, disk: &DiskFacts) -> Option<&Reading<ClusterFacts>> {
         self.clusters.get(self.storages.get(&disk.disk.storage)?.cluster)
@@ -214,13 +229,23 @@ impl Survey {
 }
 
 impl Survey {
+    /// Whether something got no answer, or none in time: to look again with more time may tell more.
+    pub fn is_unanswered(&self) -> bool {
+        let images = self.disks.iter().filter_map(|disk| match &disk.reading {
+            Some(ImageReading::Unknown(failure)) => Some(failure),
+            _ => None,
+        });
+        let mut failures = self.clusters.iter().filter_map(Reading::failure).chain(images);
+        failures.any(|failure| failure.is_no_answer() || failure.origin == Origin::Late)
+    }
+
     /// The same survey, taken in less time than a cluster is given to answer: what got no answer is not known, and that
     /// is nobody's fault but ours.
     #[must_use]
     pub fn without_blame(mut self) -> Self {
         let own = |failure: &mut Failure| {
             if failure.is_no_answer() {
-                failure.origin = Origin::Own;
+                failure.origin = Origin::Late;
                 failure.message = "there was not enough time left to wait for an answer".to_owned();
                 failure.errno = None;
             }
@@ -236,6 +261,13 @@ impl Survey {
             }
         }
         self
+    }
+}
+
+impl NodeFacts {
+    /// A client that has an image of the guest open is on this node.
+    pub fn has_client(&self, address: &str) -> bool {
+        self.whereabouts.get(address).is_some_and(|place| place.starts_with(THIS_NODE))
     }
 }
 

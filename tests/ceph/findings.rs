@@ -150,12 +150,47 @@ fn live_writer_then_dead_writer() {
     let writer = node.lab.writer(&spec);
     let report = assert_found(&node, vmid, "in-use-elsewhere", "unsafe", 4);
     assert_eq!(report["verdict"], "refused");
+    let detail = |report: &Value| finding(report, "in-use-elsewhere")["detail"].as_str().unwrap().to_owned();
+    assert!(detail(&report).contains(" (this node), it owns the exclusive lock"), "{report:#}");
+    // The writer is a process of this machine, and so of the node whose /proc is this machine's.
+    std::fs::create_dir(node.path("/away")).unwrap();
+    std::fs::rename(node.path("/proc"), node.path("/away/proc")).unwrap();
+    std::os::unix::fs::symlink("/proc", node.path("/proc")).unwrap();
+    let process = format!(" (this node: process {} (python3))", writer.pid());
+    let report = node.check(vmid);
+    assert!(detail(&report).contains(&process), "{process}: {report:#}");
+    std::fs::remove_file(node.path("/proc")).unwrap();
+    std::fs::rename(node.path("/away/proc"), node.path("/proc")).unwrap();
     assert!(!codes(&report).contains(&"lock-stale".to_owned()));
     assert!(writer.alive());
     writer.kill();
     let stale = || codes(&node.check(vmid)).contains(&"lock-stale".to_owned());
     wait_until("the dead writer's watch is dropped", Duration::from_secs(60), stale);
     assert_found(&node, vmid, "lock-stale", "warning", 0);
+}
+
+/// A process that looks at a disk for a moment is waited for by hand too, as the hook does.
+#[test]
+fn who_has_a_device_open_for_a_moment_is_waited_for_by_hand_too() {
+    let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    node.mapped(&spec);
+    let process = node.path("/proc/77");
+    std::fs::create_dir_all(process.join("fd")).unwrap();
+    std::fs::create_dir_all(process.join("ns")).unwrap();
+    std::fs::write(process.join("comm"), "blkid\n").unwrap();
+    std::fs::write(process.join("mountinfo"), "").unwrap();
+    std::os::unix::fs::symlink("mnt:[1]", process.join("ns/mnt")).unwrap();
+    std::os::unix::fs::symlink("/dev/rbd0", process.join("fd/3")).unwrap();
+    let report = assert_found(&node, vmid, "mapping-busy", "unsafe", 4);
+    assert_eq!(finding(&report, "mapping-busy")["remedy"]["kind"], "wait", "it stays: {report:#}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            std::fs::remove_dir_all(&process).unwrap();
+        });
+        let report = node.check(vmid);
+        assert!(!codes(&report).contains(&"mapping-busy".to_owned()), "{report:#}");
+    });
 }
 
 #[test]
