@@ -1,6 +1,6 @@
 //! Many guests at once: one look at each cluster for all of them.
 
-use crate::commands::session::{Session, settings};
+use crate::commands::session::Session;
 use crate::diagnose::finding::Finding;
 use crate::diagnose::orphans;
 use crate::observe::gather::{Fleet, gather_fleet};
@@ -12,6 +12,7 @@ use crate::pve::load::Unread;
 use crate::pve::node::{GuestFile, all_guests};
 use crate::pve::storage;
 use crate::settings::Mode;
+use crate::settings::Settings;
 use crate::sys::root::Root;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -47,7 +48,7 @@ pub struct Manner {
 /// Looks at guests. One that cannot be read does not stop the others.
 pub fn look(root: &Root, files: &[GuestFile], manner: Manner) -> Result<Seen> {
     let config = storage::load(root)?;
-    let settings = settings(root)?;
+    let settings = Settings::load(root)?;
     let index = Index::read(root, &config)?;
     let (mut guests, mut unread) = (Vec::new(), Vec::new());
     for file in files {
