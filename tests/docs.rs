@@ -26,7 +26,8 @@ fn read(name: &str) -> String {
 
 /// Every document that people read: those at the top and those in docs/.
 fn documents() -> Vec<(String, String)> {
-    let mut names = vec!["README.md".to_owned(), "README.zh-CN.md".to_owned()];
+    let mut names: Vec<String> =
+        ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].map(str::to_owned).into();
     for entry in std::fs::read_dir(path("docs")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         if name.ends_with(".md") {
