@@ -175,7 +175,7 @@ fn the_map_and_the_guide_name_every_room() {
 fn every_rule_is_broken_by_what_it_is_for() {
     for (module, line, expected) in [
         ("pve::guest", "use crate::ceph::conf;", "pve::guest names crate::ceph"),
-        ("kernel::sysfs", "fn f() { crate::ceph::list() }", "kernel::sysfs names crate::ceph"),
+        ("kernel::sysfs", "fn f() { crate::ceph::conf::lines() }", "kernel::sysfs names crate::ceph"),
         ("diagnose::lock", "use std::fs;", "diagnose::lock names std::fs"),
         ("plan::order", "use std::process::Command;", "plan::order names std::process"),
         ("rbd::lock", "fn f() { Instant::now(); }", "rbd::lock names Instant"),
