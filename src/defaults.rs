@@ -63,12 +63,7 @@ fn check(features: Features) -> Result<(), String> {
     if !features.contains(Features::LAYERING) {
         return Err("layering is missing: PVE's linked clones need it".to_owned());
     }
-    let needs = [
-        (Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK),
-        (Features::FAST_DIFF, Features::OBJECT_MAP),
-        (Features::JOURNALING, Features::EXCLUSIVE_LOCK),
-    ];
-    for (feature, needed) in needs {
+    for (feature, needed) in Features::NEEDS {
         if features.contains(feature) && !features.contains(needed) {
             return Err(format!("{feature} needs {needed}: Ceph would make no image at all"));
         }

@@ -330,8 +330,10 @@ impl Serialize for Code {
 impl<'de> Deserialize<'de> for Code {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::from_name(&name)
-            .ok_or_else(|| serde::de::Error::custom(format!("unknown finding code `{name}`")))
+        Self::from_name(&name).ok_or_else(|| {
+            let known: Vec<&str> = Self::all().map(Self::name).collect();
+            serde::de::Error::custom(format!("there is no finding `{name}`; known are {}", known.join(", ")))
+        })
     }
 }
 

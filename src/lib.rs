@@ -1,7 +1,33 @@
 //! Makes sure that a Proxmox VE guest's Ceph RBD disks can be opened and mapped before the guest starts.
 //!
 //! Everything that reads the outside makes one plain value, the [`observe::survey::Survey`]; `diagnose` and `plan` turn it
-//! into findings and actions without touching anything; only `act` changes something.
+//! into findings and changes without touching anything; only `act` changes something, and then all is observed again.
+//!
+//! The map, from the ground up, the flow in its order; `tests/house.rs` holds who may name whom:
+//!
+//! | room | what is there |
+//! |---|---|
+//! | [`reading`] | a fact from outside: known, or not known and why |
+//! | [`finding_codes`] | every finding: its name, how grave it is, what it means, what mends it |
+//! | [`sys`] | this machine: directories, files, clock, programs |
+//! | [`exit`] | the exit codes |
+//! | [`rbd`] | words and rules of RBD, each once |
+//! | [`pve`] | Proxmox VE's own words: guests' configs, storage.cfg, nodes, HA, its locks |
+//! | [`kernel`] | this node's kernel: what it can map, has mapped, and says |
+//! | [`ceph`] | the cluster, through librados and librbd; ceph.conf and keyrings |
+//! | [`settings`] | the settings, and what they allow for one guest |
+//! | [`observe`] | 1. everything that is seen of a guest, as one value |
+//! | [`diagnose`] | 2. what is wrong with it, and what must not be touched |
+//! | [`plan`] | 3. which changes, in which order, in how many tries |
+//! | [`act`] | 4. makes them, each after a fresh look; then again from 1 |
+//! | [`journal`] | what was changed, when and why |
+//! | [`undo`] | what takes a run's changes back |
+//! | [`hook`] | being Proxmox VE's hookscript |
+//! | [`doctor`] | whether this node has what the tool needs |
+//! | [`defaults`] | the features that new images get |
+//! | [`report`] | what people see: text and JSON |
+//! | [`cli`] | the command line |
+//! | [`commands`] | one file a subcommand: gathers, calls the core, shows |
 
 /// `eprintln!` that goes on where nobody reads: a lost line is no reason to end.
 macro_rules! errln {

@@ -160,10 +160,22 @@ fn the_house_stands_as_it_is_meant_to() {
 }
 
 #[test]
+fn the_map_and_the_guide_name_every_room() {
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let (map, guide) = (read("src/lib.rs"), read("docs/how-it-works.md"));
+    for room in house().keys().map(|module| room(module)).filter(|room| !["lib", "main"].contains(room)) {
+        assert!(map.contains(&format!("//! | [`{room}`] | ")), "src/lib.rs does not say what is in {room}");
+        let there = [format!("`{room}/`"), format!("`{room}.rs`")].iter().any(|name| guide.contains(name));
+        assert!(there, "docs/how-it-works.md does not say what is in {room}");
+    }
+}
+
+#[test]
 fn every_rule_is_broken_by_what_it_is_for() {
     for (module, line, expected) in [
         ("pve::guest", "use crate::ceph::conf;", "pve::guest names crate::ceph"),
-        ("kernel::sysfs", "fn f() { crate::ceph::image_names() }", "kernel::sysfs names crate::ceph"),
+        ("kernel::sysfs", "fn f() { crate::ceph::conf::lines() }", "kernel::sysfs names crate::ceph"),
         ("diagnose::lock", "use std::fs;", "diagnose::lock names std::fs"),
         ("plan::order", "use std::process::Command;", "plan::order names std::process"),
         ("rbd::lock", "fn f() { Instant::now(); }", "rbd::lock names Instant"),

@@ -3,7 +3,16 @@
 use crate::rbd::blocklist::{BlocklistEntry, entry_of_host};
 use crate::rbd::features::Features;
 use crate::reading::Reading;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+
+/// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
+pub const REFUSED: [Errno; 5] =
+    [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+
+/// What it ends with where nobody answers.
+pub const NO_ANSWER: [Errno; 5] =
+    [Errno::ETIMEDOUT, Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EHOSTDOWN];
 
 /// `ceph health`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

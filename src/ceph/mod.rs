@@ -1,4 +1,4 @@
-//! What Ceph says: features, the librados/librbd binding, images, locks, blocklist, ceph.conf.
+//! What Ceph says: the librados/librbd binding, clusters, images, locks, caps, ceph.conf, keyrings.
 //!
 //! [`read_cluster::read_cluster`] reads everything over one connection; [`lock::break_stale_lock`] is the one change that is
 //! made through librbd itself; [`sharing::share`] tells which storages can use one connection.
@@ -10,9 +10,6 @@ pub(crate) mod connect;
 mod deadline;
 pub mod defaults;
 pub mod ffi;
-mod missing;
-mod read_image;
-
 pub mod image;
 mod image_names;
 pub mod keep;
@@ -21,8 +18,10 @@ pub mod lock;
 pub mod manager;
 pub mod map_options;
 pub mod mirror;
+mod missing;
 pub mod monitors;
 mod parents;
 pub mod read_cluster;
+mod read_image;
 pub mod sharing;
 pub mod watches;

@@ -1,6 +1,6 @@
 //! Many guests at once: one look at each cluster for all of them.
 
-use crate::commands::session::{Session, settings};
+use crate::commands::session::Session;
 use crate::diagnose::finding::Finding;
 use crate::diagnose::orphans;
 use crate::observe::gather::{Fleet, gather_fleet};
@@ -13,6 +13,7 @@ use crate::pve::load::Unread;
 use crate::pve::node::{GuestFile, all_guests};
 use crate::pve::storage;
 use crate::settings::Mode;
+use crate::settings::Settings;
 use crate::settings::policy::Policy;
 use crate::sys::root::Root;
 use anyhow::Result;
@@ -59,7 +60,7 @@ pub fn look_by(
     judge: &dyn Fn(Survey, &Policy) -> GuestReport,
 ) -> Result<Seen> {
     let config = storage::load(root)?;
-    let settings = settings(root)?;
+    let settings = Settings::load(root)?;
     let index = Index::read(root, &config)?;
     let (mut guests, mut unread) = (Vec::new(), Vec::new());
     for file in files {

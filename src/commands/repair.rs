@@ -16,6 +16,7 @@ use crate::pve::ha;
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::report::text::Detail;
 use crate::report::{json, text};
+use crate::settings::Settings;
 use crate::settings::policy::Policy;
 use crate::sys::plain::plain;
 use crate::sys::root::Root;
@@ -83,7 +84,7 @@ struct Bounds {
 impl Bounds {
     fn new(root: &Root, options: &Repair) -> Result<Self> {
         let limit = options.deadline.map(Duration::from_secs);
-        let general = session::settings(root)?.for_guest(0, std::iter::empty::<&str>());
+        let general = Settings::load(root)?.for_guest(0, std::iter::empty::<&str>());
         if let (true, Some(limit)) = (options.onboot, limit) {
             end_after(limit + LAST_GRACE);
         }

@@ -2,7 +2,6 @@
 
 use crate::cli::Guests;
 use crate::exit::{Coded, Exit};
-use crate::finding_codes::Code;
 use crate::kernel;
 use crate::observe::gather::{gather_node, gather_some};
 use crate::observe::survey::Survey;
@@ -43,7 +42,7 @@ impl Session {
 
     /// Reads the settings for a guest.
     pub fn of(root: &Root, guest: Guest) -> Result<Self> {
-        Ok(Self::with(root, guest, &settings(root)?))
+        Ok(Self::with(root, guest, &Settings::load(root)?))
     }
 
     /// A guest and the settings for it.
@@ -111,13 +110,6 @@ impl Session {
         }
         survey
     }
-}
-
-/// The settings of this node, with every finding that they name known.
-pub fn settings(root: &Root) -> Result<Settings> {
-    let settings = Settings::load(root)?;
-    settings.check_ignored(&Code::all().map(Code::name).collect::<Vec<_>>())?;
-    Ok(settings)
 }
 
 /// A guest as its config has it.

@@ -1,6 +1,6 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{ClusterFacts, FULL, Health};
+use crate::ceph::cluster::{ClusterFacts, FULL, Health, NO_ANSWER, REFUSED};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
 use crate::finding_codes::{Code, Severity};
@@ -15,14 +15,6 @@ use std::collections::BTreeSet;
 /// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
 const IO_STOPPERS: [&str; 6] =
     ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
-
-/// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
-pub(super) const REFUSED: [Errno; 5] =
-    [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
-
-/// What it ends with where nobody answers.
-pub(super) const NO_ANSWER: [Errno; 5] =
-    [Errno::ETIMEDOUT, Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EHOSTDOWN];
 
 /// Findings about each cluster that the guest's disks lie in.
 pub fn findings(survey: &Survey) -> Vec<Finding> {

@@ -51,26 +51,13 @@ fn unsupported(image: &Image) -> Option<Finding> {
 
 /// Features taken off with all that depends on them; where that is a mirror's journal, by a person only.
 fn disable(image: &Image, finding: Finding, features: Features) -> Finding {
-    let features = with_dependents(features, image.facts.features);
+    let features = features.with_dependents() & image.facts.features;
     let change = Change::DisableFeatures { features };
     let mut finding = image.mend(finding, image.settings.change.features, vec![change]);
     if features.contains(Features::JOURNALING) && image.facts.mirroring != Reading::Known(None) {
         finding.remedy.withhold("journaling would go too, and the image is mirrored".to_owned());
     }
     finding
-}
-
-/// What has to go together with `features`, of what the image has (`DisableFeaturesRequest`).
-fn with_dependents(features: Features, present: Features) -> Features {
-    let map = Features::OBJECT_MAP | Features::FAST_DIFF;
-    let mut all = features;
-    if all.contains(Features::EXCLUSIVE_LOCK) {
-        all = all | map | Features::JOURNALING;
-    }
-    if all.intersects(map) {
-        all = all | map;
-    }
-    all & present
 }
 
 fn journaling(image: &Image) -> Option<Finding> {
@@ -166,7 +153,7 @@ fn reset(image: &Image) -> Option<Finding> {
 
 /// What a reset puts back: nothing that this kernel cannot map or PVE would take off again; that goes for good.
 fn can_come_back(image: &Image) -> Features {
-    let all = Features::EXCLUSIVE_LOCK | Features::OBJECT_MAP | Features::FAST_DIFF;
+    let all = Features::EXCLUSIVE_LOCK | Features::MAPS;
     if !image.by_kernel() {
         return all;
     }

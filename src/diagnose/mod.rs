@@ -1,12 +1,10 @@
 //! What is wrong with what was seen. Pure: no clock, no file, no socket.
 
 pub mod budget;
-pub mod finding;
-pub mod safety;
-
 mod client;
 mod cluster;
 pub(crate) mod features;
+pub mod finding;
 mod guest;
 pub(crate) mod image;
 mod keys;
@@ -18,6 +16,7 @@ pub mod orphans;
 pub mod owner;
 mod parents;
 mod rbd_words;
+pub mod safety;
 mod sharing;
 pub mod stops;
 mod stranger;

@@ -2,8 +2,8 @@
 //! made it believed: what has no row here, or lacks the reading that its row names, is at most unknown.
 
 use crate::ceph::cluster::ClusterFacts;
+use crate::ceph::cluster::{NO_ANSWER, REFUSED};
 use crate::ceph::image::{ImageFacts, ImageReading};
-use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::finding_codes::{Code, Severity};
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};

@@ -3,7 +3,7 @@
 use super::keys::user_of;
 use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
-use crate::ceph::cluster::ClusterFacts;
+use crate::ceph::cluster::{ClusterFacts, REFUSED};
 use crate::ceph::image::ImageReading;
 use crate::pve::connection::rbd_arguments;
 use crate::pve::keyring::rewrite_command;
@@ -58,7 +58,8 @@ fn reach(storage: &StorageFacts) -> Check {
         }
         Reading::Known((_, ImageReading::Unknown(failure) | ImageReading::ParentMissing(failure))) => {
             let check = fail(format!("{who} connects, but cannot look into the pool {pool}: {failure}"));
-            match is_refusal(failure) {
+            // Of a pool, 2 (ENOENT) says that something is not there.
+            match is_refusal(failure) && failure.errno != Some(Errno::ENOENT as i32) {
                 true => check.remedy(template(storage)),
                 false => check.remedy(rbd(storage, &["ls"])),
             }
@@ -70,7 +71,7 @@ fn reach(storage: &StorageFacts) -> Check {
             fail(format!("the cluster was not asked, since the keyring cannot be read: {failure}"))
                 .remedy(key(storage))
         }
-        Reading::Unknown(failure) if is_refusal(failure) || failure.errno == Some(Errno::ENOENT as i32) => {
+        Reading::Unknown(failure) if is_refusal(failure) => {
             fail(format!("the key of {who} is not there or is refused: {failure}")).remedy(key(storage))
         }
         Reading::Unknown(failure) => {
@@ -79,9 +80,9 @@ fn reach(storage: &StorageFacts) -> Check {
     }
 }
 
+/// The user or its key is refused.
 fn is_refusal(failure: &Failure) -> bool {
-    let refusals = [Errno::EPERM, Errno::EACCES, Errno::EINVAL, Errno::EOPNOTSUPP];
-    failure.errno.is_some_and(|errno| refusals.contains(&Errno::from_raw(errno)))
+    failure.errno.is_some_and(|errno| REFUSED.contains(&Errno::from_raw(errno)))
 }
 
 /// The command that gives a storage its key: PVE makes those of its own cluster from client.admin's.

@@ -16,7 +16,7 @@ const KRBD_SINCE: [((u32, u32), Features); 6] = [
     ((4, 11), Features::DATA_POOL),
     ((4, 16), Features::OPERATIONS),
     ((5, 1), Features::DEEP_FLATTEN),
-    ((5, 3), Features(Features::OBJECT_MAP.0 | Features::FAST_DIFF.0)),
+    ((5, 3), Features::MAPS),
 ];
 
 /// What krbd of this kernel can map, for as long as `/sys/bus/rbd/supported_features` does not say it itself.
@@ -41,7 +41,7 @@ pub struct PveTarget {
 /// A version that could not be read, `(0, 0)`, asks for nothing: nothing may be changed on a guess.
 pub fn pve_target(version: (u32, u32)) -> PveTarget {
     let lock = Features::EXCLUSIVE_LOCK;
-    let maps = Features::OBJECT_MAP | Features::FAST_DIFF;
+    let maps = Features::MAPS;
     let flatten = Features::DEEP_FLATTEN;
     match version {
         (0, _) => PveTarget { enable: Features::NONE, disable: Features::NONE },

@@ -79,6 +79,37 @@ impl Features {
     /// What `cls_rbd` masks with for a reader (`RBD_FEATURES_INCOMPATIBLE`).
     pub const READ_INCOMPATIBLE: Self = Self(0x1 | 0x2 | 0x80 | 0x800);
 
+    /// The object map and the differences kept with it: Ceph turns both on and off together (`EnableFeaturesRequest`,
+    /// `DisableFeaturesRequest`).
+    pub const MAPS: Self = Self(0x8 | 0x10);
+    /// Which feature needs which (`validate_features` in `librbd/image/CreateRequest.cc`).
+    pub const NEEDS: [(Self, Self); 3] = [
+        (Self::OBJECT_MAP, Self::EXCLUSIVE_LOCK),
+        (Self::FAST_DIFF, Self::OBJECT_MAP),
+        (Self::JOURNALING, Self::EXCLUSIVE_LOCK),
+    ];
+
+    /// The set with all that has to go when it goes: what needs one of it, and the other of [`Self::MAPS`].
+    pub fn with_dependents(self) -> Self {
+        // From a need to what needs that: in the order of the table one way through is enough.
+        let all = Self::NEEDS.iter().fold(self, |all, (one, needed)| match all.contains(*needed) {
+            true => all | *one,
+            false => all,
+        });
+        all.paired()
+    }
+
+    /// The set with both of [`Self::MAPS`] where it has one.
+    pub fn paired(self) -> Self {
+        if self.intersects(Self::MAPS) { self | Self::MAPS } else { self }
+    }
+
+    /// What of the set needs exclusive-lock, if that is not in it.
+    pub fn without_lock(self) -> Self {
+        let lock = Self::EXCLUSIVE_LOCK;
+        if self.contains(lock) { Self::NONE } else { self & lock.with_dependents() }
+    }
+
     /// Every feature of `other` is in this set.
     pub fn contains(self, other: Self) -> bool {
         self & other == other
@@ -196,6 +227,22 @@ mod tests {
         let text = serde_json::to_string(&set).unwrap();
         assert_eq!(text, r#"["layering","journaling","0x10000"]"#);
         assert_eq!(serde_json::from_str::<Features>(&text).unwrap(), set);
+    }
+
+    #[test]
+    fn what_needs_a_feature_goes_with_it_and_is_nothing_without_the_lock() {
+        let (lock, maps, journal) = (Features::EXCLUSIVE_LOCK, Features::MAPS, Features::JOURNALING);
+        for (set, with) in [
+            (lock, lock | maps | journal),
+            (Features::OBJECT_MAP, maps),
+            (Features::FAST_DIFF, maps),
+            (journal, journal),
+            (Features::DEEP_FLATTEN, Features::DEEP_FLATTEN),
+        ] {
+            assert_eq!(set.with_dependents(), with, "{set}");
+        }
+        assert_eq!((lock | maps).without_lock(), Features::NONE);
+        assert_eq!((Features::LAYERING | maps | journal).without_lock(), maps | journal);
     }
 
     #[test]

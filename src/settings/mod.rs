@@ -6,6 +6,7 @@
 
 pub mod policy;
 
+use crate::finding_codes::Code;
 use crate::kernel::version::{PveTarget, pve_target};
 use crate::rbd::features::{Change, Features};
 use crate::sys::root::Root;
@@ -79,7 +80,7 @@ pub struct DiskSettings {
     /// What may be changed.
     pub change: MayChange,
     /// Codes of findings that shall not stop a start; they are told all the same.
-    pub ignore: Vec<String>,
+    pub ignore: Vec<Code>,
 }
 
 /// What holds for one guest.
@@ -145,7 +146,7 @@ struct DiskKeys {
     mode: Option<Mode>,
     features: Option<FeatureKeys>,
     change: Option<ChangeKeys>,
-    ignore: Option<Vec<String>>,
+    ignore: Option<Vec<Code>>,
 }
 
 /// `features:`.
@@ -183,7 +184,7 @@ macro_rules! section {
             map: Option<bool>,
             features: Option<FeatureKeys>,
             change: Option<ChangeKeys>,
-            ignore: Option<Vec<String>>,
+            ignore: Option<Vec<Code>>,
             $($extra: Option<$type>),*
         }
 
@@ -244,16 +245,6 @@ impl Settings {
         resolved
     }
 
-    /// Every code under an `ignore:` is one of `known`, or an error says where one is not.
-    pub fn check_ignored(&self, known: &[&str]) -> Result<()> {
-        for (place, code) in self.layers.iter().flat_map(Layer::ignored) {
-            if !known.contains(&code) {
-                bail!("{place}: there is no finding `{code}`; known are {}", known.join(", "));
-            }
-        }
-        Ok(())
-    }
-
     fn for_disk(&self, vmid: u32, storage: Option<&str>) -> DiskSettings {
         let mut disk = DiskSettings::default();
         for layer in &self.layers {
@@ -305,17 +296,6 @@ impl Layer {
     /// The keys that hold for a whole guest, the weaker first.
     fn of_guest(&self, vmid: u32) -> impl Iterator<Item = &Keys> {
         std::iter::once(&self.general).chain(self.guests.get(&vmid))
-    }
-
-    /// Every ignored code and the place where it stands.
-    fn ignored(&self) -> impl Iterator<Item = (String, &str)> {
-        let general = std::iter::once((String::from("ignore"), &self.general.disk));
-        let storages = self.storages.iter().map(|(id, keys)| (format!("storages.{id}.ignore"), keys));
-        let guests = self.guests.iter().map(|(id, keys)| (format!("guests.{id}.ignore"), &keys.disk));
-        general.chain(storages).chain(guests).flat_map(|(place, keys)| {
-            let place = format!("{}: {place}", self.file);
-            keys.ignore.iter().flatten().map(move |code| (place.clone(), code.as_str()))
-        })
     }
 }
 
@@ -412,10 +392,8 @@ impl Wanted {
         }
         let pve = pve_target((5, 3)).enable;
         let missing = pve - set;
-        if set.intersects(Features::OBJECT_MAP | Features::FAST_DIFF)
-            && !set.contains(Features::EXCLUSIVE_LOCK)
-        {
-            return Err(format!("{} cannot be without exclusive-lock", set - Features::EXCLUSIVE_LOCK));
+        if !set.without_lock().is_empty() {
+            return Err(format!("{} cannot be without exclusive-lock", set.without_lock()));
         }
         if !missing.is_empty() {
             return Err(format!(
@@ -609,12 +587,11 @@ mod tests {
 
     #[test]
     fn a_layer_changes_only_what_it_names() {
-        let text =
-            "change: {locks: false}\nguests: {7: {change: {features: false}, ignore: [x], on_error: block}}";
+        let text = "change: {locks: false}\nguests: {7: {change: {features: false}, ignore: [image-missing], on_error: block}}";
         let resolved = node(text).unwrap().for_guest(7, NO_STORAGE);
         let expected = MayChange { features: false, journaling: true, object_map: true, locks: false };
         assert_eq!(resolved.general.change, expected);
-        assert_eq!(resolved.general.ignore, ["x"]);
+        assert_eq!(resolved.general.ignore, [Code::ImageMissing]);
         assert_eq!(resolved.on_error, OnError::Block);
         assert_eq!(node(text).unwrap().for_guest(8, NO_STORAGE).on_error, OnError::Allow);
     }
@@ -693,11 +670,19 @@ mod tests {
     }
 
     #[test]
-    fn ignored_codes_are_checked_against_the_known_ones() {
-        let settings = node("ignore: [a]\nguests: {7: {ignore: [b]}}\nstorages: {s: {ignore: [c]}}").unwrap();
-        assert!(settings.check_ignored(&["a", "b", "c"]).is_ok());
-        let said = settings.check_ignored(&["a", "b"]).unwrap_err().to_string();
-        assert_eq!(said, "node.yaml: storages.s.ignore: there is no finding `c`; known are a, b");
+    fn a_finding_that_is_none_cannot_be_ignored() {
+        for text in [
+            "ignore: [no-such]",
+            "guests: {7: {ignore: [image-missing, no-such]}}",
+            "storages: {s: {ignore: [no-such]}}",
+        ] {
+            let said = node(text).unwrap_err().to_string();
+            assert!(said.starts_with("node.yaml:1: "), "{said}");
+            assert!(
+                said.contains("there is no finding `no-such`; known are ") && said.contains("image-missing"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

@@ -60,6 +60,6 @@ impl Policy {
     /// Findings on a storage's disks, or on the guest, that shall not stop it.
     pub fn ignored(&self, storage: Option<&str>) -> BTreeSet<Code> {
         let settings = storage.map_or(&self.settings.general, |storage| self.disk(storage));
-        settings.ignore.iter().filter_map(|name| Code::from_name(name)).collect()
+        settings.ignore.iter().copied().collect()
     }
 }

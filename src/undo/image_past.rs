@@ -115,7 +115,7 @@ impl Past {
         if self.touched.is_empty() {
             self.before = stood;
         }
-        let changed = if on { paired(features) - stood } else { paired(features) & stood };
+        let changed = if on { features.paired() - stood } else { features.paired() & stood };
         self.touched = self.touched | changed;
         // What stood before this change tells what came of the ones before it.
         self.uncertain = if came == Came::Uncertain { changed } else { Features::NONE };
@@ -141,12 +141,6 @@ impl Past {
         let on_the_way = [left, left & target, target - lost, target].contains(&now);
         (!on_the_way).then_some((now - left, left - now))
     }
-}
-
-/// Ceph turns object-map and fast-diff on and off together (`EnableFeaturesRequest`, `DisableFeaturesRequest`).
-fn paired(features: Features) -> Features {
-    let map = Features::OBJECT_MAP | Features::FAST_DIFF;
-    if features.intersects(map) { features | map } else { features }
 }
 
 fn features_before(before: &Value) -> Option<Features> {

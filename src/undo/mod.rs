@@ -121,7 +121,8 @@ impl Undo<'_> {
         if let Some((on, off)) = past.changed_since(present) {
             return refuse(self.changed_since(past, on, off));
         }
-        if let Some(needs) = unmet(target) {
+        let needs = target.without_lock();
+        if !needs.is_empty() {
             return refuse(format!("it has {needs} now, which cannot be without exclusive-lock"));
         }
         if !lost.is_empty() {
@@ -198,12 +199,6 @@ impl Undo<'_> {
         let hint = later.map(|run| format!("; run {} changed it later: undo that one first", run.run));
         format!("changed since that run: {}{}", told.join(", "), hint.unwrap_or_default())
     }
-}
-
-/// What of a set needs the exclusive lock, if that is not in it.
-fn unmet(features: Features) -> Option<Features> {
-    let dependents = features & (Features::OBJECT_MAP | Features::FAST_DIFF | Features::JOURNALING);
-    (!dependents.is_empty() && !features.contains(Features::EXCLUSIVE_LOCK)).then_some(dependents)
 }
 
 /// Why an image could not be read.

@@ -7,7 +7,6 @@ use crate::ceph::conf::settings;
 use crate::ceph::defaults::{OPTION, read};
 use crate::ceph::sharing::share;
 use crate::cli::Defaults;
-use crate::commands::session;
 use crate::defaults::Place;
 use crate::defaults::source;
 use crate::exit::{Coded, Exit};
@@ -17,6 +16,7 @@ use crate::pve::node::node_name;
 use crate::pve::storage::{self, RbdStorage};
 use crate::report::defaults::{json, report};
 use crate::report::json::printed;
+use crate::settings::Settings;
 use crate::sys::root::Root;
 use anyhow::Result;
 use std::panic::resume_unwind;
@@ -62,7 +62,7 @@ struct Way {
 impl<'a> Node<'a> {
     fn read(root: &'a Root) -> Result<Self> {
         let name = node_name(root)?;
-        let limit = session::settings(root)?.for_guest(0, [""; 0]).connect_timeout;
+        let limit = Settings::load(root)?.for_guest(0, [""; 0]).connect_timeout;
         let config = storage::load(root)?;
         let here: Vec<&RbdStorage> = config.rbd.iter().filter(|storage| storage.is_on(&name)).collect();
         let found = here.iter().map(|storage| connection(root, storage)).collect::<Result<Vec<_>, _>>()?;
