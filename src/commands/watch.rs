@@ -2,7 +2,6 @@
 
 use crate::ceph::keep::{Ask, Kept};
 use crate::cli::Watch as Options;
-use crate::commands::session::settings;
 use crate::exit::Exit;
 use crate::kernel::follow::{self, Heard};
 use crate::observe::running;
@@ -146,7 +145,7 @@ impl Watcher {
     }
 
     fn read_settings(&mut self) -> Reading<Settings> {
-        match settings(&self.root) {
+        match Settings::load(&self.root) {
             Ok(settings) => {
                 self.settings = Some(settings.clone());
                 Reading::Known(settings)

@@ -12,7 +12,6 @@ use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::fsids::Fsids;
 use crate::observe::keyring::keyring_facts;
 use crate::observe::lock_owner::unwatching;
-use crate::observe::node_addresses::Whereabouts;
 use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE};
 use crate::observe::{clients, managers, mirrors, owners};
 use crate::pve::connection::{Connection, connection};
@@ -21,6 +20,7 @@ use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
+use crate::pve::node_addresses::Whereabouts;
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::rbd::address::host_of;
 use crate::rbd::spec::Spec;
@@ -336,7 +336,7 @@ fn is_here(survey: &Survey, places: &Whereabouts, fsid: &str, address: &str) -> 
     let clusters = survey.clusters.iter().filter_map(Reading::known).filter(|cluster| cluster.fsid == fsid);
     let mut own = clusters.flat_map(|cluster| &cluster.own_addresses);
     let host = host_of(address);
-    places.is_own(address) == Reading::Known(true) || host.is_some() && own.any(|own| host_of(own) == host)
+    places.is_own(address) || host.is_some() && own.any(|own| host_of(own) == host)
 }
 
 /// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.

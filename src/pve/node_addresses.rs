@@ -75,6 +75,12 @@ impl Whereabouts {
         }
         self.nodes.get(&address).cloned()
     }
+
+    /// The address is one of this node's own, loopback excepted. Where these are not known, it is not said to be.
+    pub fn is_own(&self, address: &str) -> bool {
+        let own = self.own.known();
+        own.is_some_and(|own| address_of(address).is_some_and(|address| own.contains(&address)))
+    }
 }
 
 /// What nodes' addresses are learnt from; a file's text is empty where there is none.
