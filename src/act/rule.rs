@@ -3,7 +3,7 @@
 use crate::action::Action;
 use crate::diagnose::diagnose;
 use crate::journal::RunId;
-use crate::plan::plan;
+use crate::plan::{plan, refusal};
 use crate::policy::Policy;
 use crate::survey::Survey;
 
@@ -32,6 +32,8 @@ impl Rule for Mend<'_> {
     }
 
     fn why_not(&self, survey: &Survey, _: &Action) -> Option<String> {
-        diagnose(survey, self.0).iter().find_map(|finding| finding.remedy.withheld.clone())
+        let findings = diagnose(survey, self.0);
+        let refused = || refusal(&findings, self.0).map(|_| "the start is going to be refused".to_owned());
+        findings.iter().find_map(|finding| finding.remedy.withheld.clone()).or_else(refused)
     }
 }

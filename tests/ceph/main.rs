@@ -27,4 +27,5 @@ mod names;
 mod options;
 mod repair;
 mod sequences;
+mod start;
 mod undo;
