@@ -172,3 +172,34 @@ fn a_guest_whose_hookscript_is_gone_is_not_changed_for_a_start() {
         }
     }
 }
+
+/// Without quorum `qm start` ends with 2, as `qm set` on a read-only pmxcfs does; other refusals with 255. What counts is what
+/// it says, and no image is changed.
+#[test]
+fn without_quorum_the_words_of_qm_are_told_whatever_it_ends_with() {
+    let (node, vmid, spec) = Node::with_vm(JOURNALED);
+    let before = state(&node, &spec);
+    let local = node.path("/etc/pve/local");
+    std::fs::remove_file(&local).unwrap();
+    std::fs::create_dir(&local).unwrap();
+    std::fs::set_permissions(&local, std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    let fakes = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fakes");
+    // The mode of a link cannot be changed; of a directory it can, and then the host's name is the node's.
+    let in_its_name = |program: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--uts", "sh", "-c", r#"hostname pve1 && exec "$0" "$@""#, program]).args(arguments);
+        command.env("RBD_PREFLIGHT_ROOT", node.path("/")).stdin(std::process::Stdio::null());
+        command.env("PATH", format!("{fakes}:{}", std::env::var("PATH").unwrap()));
+        Ran::of(command)
+    };
+    let id = vmid.to_string();
+    let ran = in_its_name("qm", &["set", &id, "--delete", "hookscript"]);
+    assert!(ran.code == 2 && ran.stderr.contains("Permission denied"), "{ran:?}");
+    let ours = env!("CARGO_BIN_EXE_rbd-preflight");
+    // What could not be repaired would keep it from asking Proxmox VE.
+    node.write("/etc/rbd-preflight/config.yaml", "ignore: [journaling-on-krbd]\n");
+    let ran = in_its_name(ours, &["start", &id, "--yes", "--tries", "1"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.stdout.contains("exit 2, it said: cluster not ready - no quorum?"), "{ran:?}");
+    assert_eq!(state(&node, &spec), before);
+}
