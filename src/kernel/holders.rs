@@ -420,6 +420,22 @@ fn is_udev(process: &Process) -> bool {
 /// The device that is mounted, and where.
 type Mount = (String, String);
 
+/// The programs of this node that have a library loaded, such as `librbd.so`; this process left aside. What cannot be looked
+/// at is not among them: that is a hint for a person, and decides nothing.
+pub fn programs_with(root: &Root, library: &str) -> Vec<Process> {
+    let proc = root.path("/proc");
+    let own = std::process::id();
+    let numbers = names(&proc).unwrap_or_default().into_iter().filter_map(|name| name.parse::<u32>().ok());
+    let name = format!("/{library}");
+    let loads = |pid: &u32| {
+        let maps = fs::read(proc.join(pid.to_string()).join("maps")).unwrap_or_default();
+        maps.windows(name.len()).any(|part| part == name.as_bytes())
+    };
+    let mut programs: Vec<u32> = numbers.filter(|pid| *pid != own).filter(loads).collect();
+    programs.sort_unstable();
+    programs.into_iter().map(|pid| process(pid, &proc.join(pid.to_string()))).collect()
+}
+
 /// What can be told of a process; one that has ended by now has no name.
 fn process(pid: u32, directory: &Path) -> Process {
     let read = |name: &str| fs::read(directory.join(name)).unwrap_or_default();
@@ -726,6 +742,22 @@ mod tests {
         // A file where a directory should be: what is not gone and cannot be read.
         tree.write("/proc/80/fd", "");
         assert_eq!(holders(&tree.root(), 0).failure().unwrap().errno, Some(nix::libc::ENOTDIR));
+    }
+
+    #[test]
+    fn programs_are_found_by_the_library_that_they_have_loaded() {
+        let tree = Tree::new();
+        tree.process(77, "qemu-img", "mnt:[1]");
+        tree.process(78, "bash", "mnt:[1]");
+        tree.process(std::process::id(), "rbd-preflight", "mnt:[1]");
+        let librbd = "7f00-7f01 r-xp 00000000 08:01 42 /usr/lib/x86_64-linux-gnu/librbd.so.1.17.0\n";
+        for pid in [77, std::process::id()] {
+            tree.write(&format!("/proc/{pid}/maps"), librbd);
+        }
+        tree.write("/proc/78/maps", &librbd.replace("librbd", "librados"));
+        let told: Vec<String> =
+            programs_with(&tree.root(), "librbd.so").iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["process 77 (qemu-img)"]);
     }
 
     #[test]

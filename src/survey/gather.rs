@@ -6,7 +6,7 @@ use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::diagnose::lock::is_stale;
-use crate::kernel::holders::holders_of;
+use crate::kernel::holders::{Process, holders_of, programs_with};
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
@@ -184,11 +184,12 @@ impl Look<'_> {
         clients::look(&mut surveys, self.limit);
         mirrors::look(&mut surveys, self.limit);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
-        let places = OnceCell::new();
+        let (places, programs) = (OnceCell::new(), OnceCell::new());
         for survey in &mut surveys {
             share_out(&named, survey);
             let places = || places.get_or_init(|| Whereabouts::read(root));
-            survey.node.whereabouts = whereabouts(places, &named, survey);
+            let programs = || programs.get_or_init(|| programs_with(root, "librbd.so")).as_slice();
+            survey.node.whereabouts = whereabouts(places, programs, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
         Ok((surveys, names, fsids))
@@ -278,6 +279,7 @@ fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
 /// Where the clients are that have the guest's images open, as far as PVE's and Ceph's files tell.
 fn whereabouts<'a>(
     places: impl FnOnce() -> &'a Whereabouts,
+    programs: impl Fn() -> &'a [Process],
     named: &Named,
     survey: &Survey,
 ) -> BTreeMap<String, String> {
@@ -298,16 +300,36 @@ fn whereabouts<'a>(
     let places = places();
     let told = addresses.into_iter().filter_map(|(fsid, spec, address)| {
         let node = places.node_of(address)?;
-        let guests: Vec<String> = named
-            .by(fsid, &spec)
-            .filter(|guest| guest.node == node)
-            .map(|guest| guest.vmid.to_string())
-            .collect();
+        let own = node == survey.node.name;
+        // The guest that is looked at is not started yet.
+        let other = |guest: &&GuestFile| guest.node == node && !(own && guest.vmid == survey.guest.vmid);
+        let guests: Vec<String> =
+            named.by(fsid, &spec).filter(other).map(|guest| guest.vmid.to_string()).collect();
         let named =
             if guests.is_empty() { String::new() } else { format!(", with guest {}", guests.join(", ")) };
-        Some((address.to_owned(), format!("node {node}{named}")))
+        let told = if own {
+            format!("this node, {node}{named}: {}", here(survey, address, &programs))
+        } else {
+            format!("node {node}{named}")
+        };
+        Some((address.to_owned(), told))
     });
     told.collect()
+}
+
+/// What has an image open on this node, as far as that can be seen: the address of a client does not tell its process.
+fn here<'a>(survey: &Survey, address: &str, programs: &impl Fn() -> &'a [Process]) -> String {
+    let mut mappings = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+    if mappings.any(|mapping| mapping.client_address == address) {
+        return "its kernel client".to_owned();
+    }
+    match programs() {
+        [] => "no program is seen that has librbd loaded".to_owned(),
+        programs => {
+            let told: Vec<String> = programs.iter().map(ToString::to_string).collect();
+            format!("what has librbd loaded there: {}", told.join(", "))
+        }
+    }
 }
 
 /// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.
@@ -463,4 +485,23 @@ fn take(
         disk.reading = disk.spec().and_then(|spec| images.get(&spec).cloned());
     }
     facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_an_image_open_on_this_node_is_told_as_far_as_it_is_seen() {
+        let survey = crate::survey::example();
+        let told = |address: &str, programs: &[Process]| here(&survey, address, &|| programs);
+        let process = |pid, command: &str, guest| Process { pid, command: command.into(), guest };
+        let programs = [process(4711, "qemu-img", None), process(99, "kvm", Some(600))];
+        assert_eq!(told("10.0.0.1:0/5", &programs), "its kernel client");
+        assert_eq!(
+            told("10.0.0.1:0/77", &programs),
+            "what has librbd loaded there: process 4711 (qemu-img), process 99 (kvm, guest 600)"
+        );
+        assert_eq!(told("10.0.0.1:0/77", &[]), "no program is seen that has librbd loaded");
+    }
 }

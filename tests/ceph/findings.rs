@@ -2,6 +2,8 @@
 
 use crate::common::node::{DEFAULT, Node, codes, finding, new_vmid};
 use crate::common::{Lab, wait_until};
+use rbd_preflight::kernel::holders::programs_with;
+use rbd_preflight::root::Root;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -152,7 +154,12 @@ fn live_writer_then_dead_writer() {
     assert_eq!(report["verdict"], "refused");
     assert!(!codes(&report).contains(&"lock-stale".to_owned()));
     assert!(writer.alive());
+    // Where its address is one of this node's, the programs are named that it can be.
+    let seen = |pid| programs_with(&Root::new("/"), "librbd.so").iter().any(|program| program.pid == pid);
+    let pid = writer.pid();
+    assert!(seen(pid));
     writer.kill();
+    assert!(!seen(pid));
     let stale = || codes(&node.check(vmid)).contains(&"lock-stale".to_owned());
     wait_until("the dead writer's watch is dropped", Duration::from_secs(60), stale);
     assert_found(&node, vmid, "lock-stale", "warning", 0);

@@ -183,9 +183,13 @@ impl Writer {
 
     /// Sends it a signal: `STOP`, and it is not heard of until `CONT`.
     pub fn signal(&self, signal: &str) {
+        succeed(Command::new("kill").args([&format!("-{signal}"), &self.pid().to_string()]));
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
         let pid = std::fs::read_to_string(&self.pid_file).unwrap();
-        let pid = pid.split_whitespace().next().unwrap().to_owned();
-        succeed(Command::new("kill").args([&format!("-{signal}"), &pid]));
+        pid.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Closes the image properly.

@@ -98,13 +98,18 @@ class Tool:
                 raise Died(f"{'VM' if self.kind == 'qm' else 'CT'} {vmid} already running")
             if conf.get("lock") != "suspended":
                 self.check_lock(conf)
+            # A container's volumes are activated before its hookscript is called, a VM's after.
+            early = self.kind == "pct"
+            if early:
+                self.activate(vmid)
             pve.exec_hookscript(conf, vmid, "pre-start", stop_on_error=True)
-            self.activate(vmid)
+            if not early:
+                self.activate(vmid)
             self.launch(vmid)
             pve.exec_hookscript(conf, vmid, "post-start")
 
     def activate(self, vmid):
-        """ROOT/fakes.fail/VMID is how often the start fails after its hook, and with which words; what stands before a
+        """ROOT/fakes.fail/VMID is how often the activation of volumes fails, or what follows, and with which words; what stands before a
         line `---` in it is printed before, as QEMU prints its own."""
         often, _, message = pve.read(f"/fakes.fail/{vmid}", "0").partition("\n")
         if int(often) > 0:
