@@ -185,7 +185,9 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
         Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
-    let keyring = keyring::look(&connection, check);
+    let in_conf = || keyring::in_conf(root, section, &connection);
+    let keyring =
+        keyring::look(&connection, check).map(|facts| keyring::KeyringFacts { in_conf: in_conf(), ..facts });
     StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
 }
 

@@ -5,6 +5,7 @@
 //! 5 to 8) `[name]`, at once `key =`, and a value that ends with `==`, which an aes256k key does not; since 9.1.9 any value.
 //! Caps before the key are refused by both. So the check that is installed here is read, and its own pattern tried.
 
+use crate::ceph::conf::{settings, strongest};
 use crate::ceph::keyring::{Key, Keyring, read};
 use crate::process::{Command, quoted};
 use crate::pve::connection::Connection;
@@ -27,6 +28,9 @@ pub struct KeyringFacts {
     pub content: Reading<Keyring>,
     /// Proxmox VE's own check accepts it.
     pub accepted: Reading<bool>,
+    /// The conf of an external storage names a keyring, where QEMU finds one only there; `None` where that does not matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_conf: Option<bool>,
 }
 
 /// The check that is installed on this node: what a keyring has to match.
@@ -101,6 +105,38 @@ pub fn rewrite_command(storage: &RbdStorage, user: &str) -> Vec<String> {
     }
 }
 
+/// The storage plugin that is installed here.
+const PLUGIN: &str = "/usr/share/perl5/PVE/Storage/RBDPlugin.pm";
+
+/// Where Ceph looks for a keyring that no conf names (`keyring` of Ceph's own options).
+fn default_places(user: &str) -> [String; 4] {
+    [format!("ceph.client.{user}.keyring"), "ceph.keyring".into(), "keyring".into(), "keyring.bin".into()]
+}
+
+/// Whether the conf of an external storage names a keyring. Since Proxmox VE 9 QEMU of a machine type of 10.0 or later is given
+/// the conf, but no keyring (`PVE::Storage::RBDPlugin`, `qemu_blockdev_options`), and PVE makes such a conf itself for a
+/// storage that is added (libpve-storage-perl 7684225). `None` where this is an older PVE, or Ceph finds a keyring in one of its own places.
+pub fn in_conf(root: &Root, storage: &RbdStorage, connection: &Connection) -> Option<bool> {
+    storage.monhost.as_ref()?;
+    let plugin = std::fs::read_to_string(root.path(PLUGIN)).ok()?;
+    let elsewhere =
+        default_places(&connection.user).iter().any(|name| root.path("/etc/ceph").join(name).exists());
+    if elsewhere || !plugin.contains("sub qemu_blockdev_options") {
+        return None;
+    }
+    let Some(conf) = &connection.conf else { return Some(false) };
+    let text = std::fs::read(conf).ok()?;
+    let lines = settings(&String::from_utf8_lossy(&text), "keyring");
+    Some(strongest(&lines, &connection.user).is_some())
+}
+
+/// The line that names an external storage's keyring in its conf.
+pub fn name_in_conf_command(storage: &RbdStorage) -> String {
+    let file = |end: &str| quoted(format!("/etc/pve/priv/ceph/{}.{end}", storage.id));
+    let format = quoted("[global]\n\tkeyring = %s\n");
+    format!("printf {format} {} >>{}", file("keyring"), file("conf"))
+}
+
 /// Looks at a connection's keyring; `None` if it has none, which to Proxmox VE is a cluster without authentication.
 pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
     let path = connection.keyring.as_deref()?;
@@ -111,14 +147,17 @@ pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
                 Reading::Known(check) => Reading::Known(accepts(check, &text)),
                 Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
             },
+            in_conf: None,
         },
         Err(error) if error.kind() == ErrorKind::NotFound => KeyringFacts {
             content: Reading::Known(Keyring { key: Key::NoFile, newer: None }),
             accepted: Reading::Known(true),
+            in_conf: None,
         },
         Err(error) => {
             let failure = failure(format!("read {path}"), &error);
-            KeyringFacts { content: Reading::Unknown(failure.clone()), accepted: Reading::Unknown(failure) }
+            let accepted = Reading::Unknown(failure.clone());
+            KeyringFacts { content: Reading::Unknown(failure), accepted, in_conf: None }
         }
     })
 }

@@ -10,7 +10,7 @@ use crate::kernel::holders::{Process, holders_of, programs_with};
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
-use crate::pve::keyring::{self, Check};
+use crate::pve::keyring::{self, Check, KeyringFacts};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
@@ -396,7 +396,10 @@ impl Look<'_> {
                 Ok(connection) => reachable.push((section, connection)),
                 Err(failure) => {
                     let unknown = Connection::unknown(section);
-                    storages.insert(section.id.clone(), storage(section, unknown, clusters.len(), &check));
+                    storages.insert(
+                        section.id.clone(),
+                        storage(self.root, section, unknown, clusters.len(), &check),
+                    );
                     clusters.push(Reading::Unknown(failure));
                 }
             }
@@ -405,7 +408,10 @@ impl Look<'_> {
             reachable.iter().map(|(_, connection)| connection.clone()).collect();
         let shared = share(&connections);
         for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index, &check));
+            storages.insert(
+                section.id.clone(),
+                storage(self.root, section, connection, clusters.len() + index, &check),
+            );
         }
         let first = clusters.len();
         let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
@@ -450,8 +456,15 @@ fn pools_in(
     pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
-    let keyring = keyring::look(&connection, check);
+fn storage(
+    root: &Root,
+    section: &RbdStorage,
+    connection: Connection,
+    cluster: usize,
+    check: &Check,
+) -> StorageFacts {
+    let in_conf = || keyring::in_conf(root, section, &connection);
+    let keyring = keyring::look(&connection, check).map(|facts| KeyringFacts { in_conf: in_conf(), ..facts });
     StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
 }
 
