@@ -193,7 +193,7 @@ pub struct Start {
     /// The guest
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
-    /// How often to try at most; the last try resets the disks' features
+    /// How often to try at most; where a disk can explain why it fails, the last try resets the disks' features
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub tries: u32,
     /// Begin no further try after this many seconds

@@ -100,6 +100,9 @@ codes! {
     KeyringRefusedByPve "keyring-refused-by-pve" Blocker
         "Proxmox VE's own check refuses the storage's keyring, and with it every use of the storage"
         "write the keyring anew with nothing but `[client.USER]` and, directly below, `key = …`; for a key of type aes256k install libpve-storage-perl 9.1.9 or later";
+    KeyringNotInConf "keyring-not-in-conf" Warning
+        "the conf of this external storage names no keyring, and QEMU is given none besides: a virtual machine of the machine type 10.0 or later has no key for its disks there"
+        "name the keyring in /etc/pve/priv/ceph/STORAGE.conf";
     KeyTypeUnsupported "key-type-unsupported" Blocker
         "this node's kernel cannot use the type of key that the storage's user has"
         "boot Linux 7.0 or later; or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`, where the monitors allow it) and write the keyring anew: as long as such keys are allowed, the cluster is not safe from CVE-2025-30156";

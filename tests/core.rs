@@ -585,6 +585,49 @@ fn a_feature_reset_takes_off_and_puts_back_once() {
     }
 }
 
+/// Whatever has come up meanwhile that stops the start: an image is not left without what this run has taken off.
+#[test]
+fn what_a_reset_has_taken_off_is_put_back_though_the_start_will_be_refused() {
+    let policy = Policy { reset: true, starting: true, ..policy("") };
+    for access in ["krbd", "librbd"] {
+        let mut survey = healthy();
+        survey["disks"] = json!([disk("scsi0", access)]);
+        let seen = see_with(&survey, &policy);
+        survey["history"] = json!([{ "action": &seen.actions[0], "result": "done", "duration_ms": 1 }]);
+        facts(&mut survey)["features"] = json!(["layering", "deep-flatten"]);
+        let mut gone = disk("scsi1", access);
+        gone["reading"] = json!("image_missing");
+        survey["disks"] = json!([survey["disks"][0], gone]);
+        let next = see_with(&survey, &policy);
+        assert_eq!(next.changes()[0], seen.changes()[1], "{access}");
+        survey["history"] = json!([]);
+        assert_eq!(see_with(&survey, &policy).changes(), [] as [&Change; 0], "{access}: nothing is begun");
+    }
+}
+
+/// At boot a start that is certain to be refused is worth no change either. What may have passed by then keeps nothing from
+/// being repaired: PVE opens some disks before it calls their guest's hook.
+#[test]
+fn at_boot_nothing_is_changed_for_a_guest_that_is_certain_not_to_start() {
+    let boot = Policy { at_boot: true, ..policy("") };
+    let mut survey = mendable();
+    let mended = see_with(&survey, &boot).changes().len();
+    let all = |other: Value| json!([mendable()["disks"][0], other]);
+    let (mut gone, mut dying) = (disk("scsi1", "krbd"), disk("scsi1", "krbd"));
+    gone["reading"] = json!("image_missing");
+    let other = json!({ "address": "10.0.0.9:0/9", "client": 9, "cookie": 1 });
+    dying["reading"]["found"]["watchers"] = json!({ "known": [other] });
+    survey["disks"] = all(dying);
+    assert_eq!(see_with(&survey, &boot).changes().len(), mended);
+    survey["disks"] = all(gone);
+    assert_eq!(see_with(&survey, &boot).changes(), [] as [&Change; 0]);
+    assert_eq!(see_with(&survey, &policy("")).changes().len(), mended, "by hand somebody has asked for it");
+    survey = mendable();
+    survey["node"]["kernel"]["load_failure"] = json!("modprobe: FATAL: Module rbd not found");
+    let seen = see_with(&survey, &boot);
+    assert_eq!((seen.changes().len(), exit_code(&seen.findings) as u8), (0, 3));
+}
+
 /// What the kernel cannot map, or PVE would take off again, does not come back.
 #[test]
 fn a_feature_reset_puts_back_only_what_the_kernel_maps() {

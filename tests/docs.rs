@@ -241,3 +241,28 @@ fn what_readme_shows_in_chinese_it_shows_in_english() {
         assert!(english.blocks.contains(line), "README.md does not show: {line}");
     }
 }
+
+/// Programs that the code runs, and the long options that it gives them, stand in docs/interfaces.md with the releases that
+/// know them.
+#[test]
+fn every_program_and_long_option_is_in_the_list_of_interfaces() {
+    let text = read("docs/interfaces.md");
+    let listed: Vec<&str> = text.split(|c: char| c.is_whitespace() || "`,|".contains(c)).collect();
+    let literal = Regex::new(r#"Command::new\("([a-z-]+)"\)|"(--[a-z][a-z_-]+)""#).unwrap();
+    let mut seen = 0;
+    for file in files_below(&path("src")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        for found in literal.captures_iter(code) {
+            let word = found.get(1).or(found.get(2)).unwrap().as_str();
+            assert!(listed.contains(&word) || word == "cp", "{}: {word}", file.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen}");
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}

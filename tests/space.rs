@@ -16,14 +16,15 @@ mod model;
 mod state;
 
 use model::Locker;
+use rbd_preflight::ceph::image::ImageReading;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
-use rbd_preflight::diagnose::verdict::{Verdict, verdict};
+use rbd_preflight::diagnose::verdict::{Verdict, stops_start, verdict};
 use rbd_preflight::finding_codes::Severity;
 use rbd_preflight::observe::survey::Survey;
 use rbd_preflight::plan::order::plan;
 use rbd_preflight::pve::guest::Access;
-use rbd_preflight::rbd::action::{Action, ActionReport, ActionResult, Target};
+use rbd_preflight::rbd::action::{Action, ActionReport, ActionResult, Change, Target};
 use rbd_preflight::rbd::features::Features;
 use rbd_preflight::reading::Reading;
 use rbd_preflight::settings::policy::Policy;
@@ -224,6 +225,16 @@ fn assert_told(state: &State, findings: &[Finding]) {
     }
 }
 
+/// A start that will be refused as things stand changes no image. What is left over may be unmapped: it may be what the
+/// refusal is for, or what it waits for.
+fn assert_no_image_changed_for_a_refused_start(policy: &Policy, findings: &[Finding], planned: &[Action]) {
+    let stops = |f: &Finding| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic;
+    if policy.starting && findings.iter().any(stops) {
+        let lets_go = |action: &Action| matches!(action.change, Change::Unmap { .. });
+        assert!(planned.iter().all(lets_go), "{planned:?} though {findings:?}");
+    }
+}
+
 /// Plans and makes changes until nothing is planned: where that ends, as what, and how many plans it took.
 fn settle(start: State, policy: &Policy) -> (State, Verdict, usize) {
     let (mut state, mut history) = (start, Vec::new());
@@ -232,6 +243,7 @@ fn settle(start: State, policy: &Policy) -> (State, Verdict, usize) {
         let findings = diagnose(&survey, policy);
         assert_told(&state, &findings);
         let mut actions = plan(&findings, policy);
+        assert_no_image_changed_for_a_refused_start(policy, &findings, &actions);
         if actions.is_empty() {
             return (state, verdict(&findings), round);
         }
@@ -350,6 +362,69 @@ fn another_image_of_the_same_name_changes_nothing() {
         plans += planned.len();
     }
     assert!(plans > 1000, "{plans}");
+}
+
+/// What stops a guest's start, beside the disk that there is something to do to.
+fn with_a_disk_that_stops_the_start(survey: &Survey, how: &str) -> Survey {
+    let mut survey = survey.clone();
+    let refusal = |kind: &str| json!({ "key": "scsi1", "volid": "x:vm-516-disk-1", "storage": "x", "kind": kind, "message": "no" });
+    let mut disk = survey.disks[0].clone();
+    disk.disk.key = "scsi1".into();
+    disk.disk.image = Some("vm-516-disk-1".into());
+    (disk.linked_device, disk.lock_owner, disk.mirror_daemons) = (None, None, None);
+    match how {
+        "missing" => disk.reading = Some(ImageReading::ImageMissing),
+        "dying" => {
+            let healthy = images().remove(0);
+            let used = State { watchers: Watchers::Blocklisted, ..healthy };
+            disk.reading = used.survey(&[]).disks.remove(0).reading;
+        }
+        "module" => {
+            survey.node.kernel.load_failure = Some("modprobe rbd: not found".into());
+            disk.disk.access = Access::Krbd;
+            disk.reading = images().remove(0).survey(&[]).disks.remove(0).reading;
+        }
+        kind => {
+            survey.guest.refusals.push(serde_json::from_value(refusal(kind)).unwrap());
+            return survey;
+        }
+    }
+    if let Some(ImageReading::Found(facts)) = &mut disk.reading {
+        facts.id = "3".into();
+    }
+    survey.disks.push(disk);
+    survey
+}
+
+/// Whatever there is to do to a disk: where another one is sure to stop the start, nothing is changed for it. By hand it
+/// is, since somebody has asked for that.
+#[test]
+fn a_start_that_is_certain_to_be_refused_changes_nothing() {
+    let policies = CONTEXTS.map(Context::policy);
+    let (mut held, mut by_hand) = (0, 0);
+    for state in images().into_iter().step_by(5).flat_map(everywhere) {
+        let (policy, alone) = (&policies[state.context as usize], state.survey(&[]));
+        let planned = plan(&diagnose(&alone, policy), policy);
+        if planned.is_empty() {
+            continue;
+        }
+        for how in ["missing", "dying", "module", "storage-disabled", "storage-unknown"] {
+            let survey = with_a_disk_that_stops_the_start(&alone, how);
+            let findings = diagnose(&survey, policy);
+            assert!(stops_start(&findings), "{how}: {state:?}");
+            let left = plan(&findings, policy);
+            if state.context.starts() {
+                assert_no_image_changed_for_a_refused_start(policy, &findings, &left);
+                assert!(how == "dying" || left.is_empty(), "{how}: {left:?} in {state:?}");
+                held += 1;
+            } else {
+                let changes = planned.iter().filter(|action| !action.is_map());
+                assert!(changes.clone().all(|action| left.contains(action)), "{how}: {state:?}");
+                by_hand += changes.count();
+            }
+        }
+    }
+    assert!(held > 1000 && by_hand > 1000, "{held} {by_hand}");
 }
 
 /// Another guest's image on a dead kernel client, seen from every place and by every guest.

@@ -236,8 +236,8 @@ impl Waiting {
 }
 
 fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
-    let stoppers: Vec<&Finding> =
-        report.findings.iter().filter(|f| f.severity >= Severity::Blocker).collect();
+    // What a change mends does not stand in the way of waiting for the rest.
+    let stoppers: Vec<&Finding> = stoppers(report).filter(|f| f.severity >= Severity::Blocker).collect();
     let unknown = || report.findings.iter().filter(|f| f.severity == Severity::Unknown);
     let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
     match report.verdict() {
@@ -312,8 +312,12 @@ fn done(report: &GuestReport) -> String {
     changed + &mapped
 }
 
+/// What stops the start, or may. What a change would mend is none of it where the start is refused for something else: for
+/// that reason alone it was not made.
 fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
-    report.findings.iter().filter(|f| f.severity >= Severity::Unknown)
+    let refused = matches!(report.verdict(), Verdict::Refused | Verdict::Blocked);
+    let held = move |finding: &Finding| refused && finding.remedy.kind == RemedyKind::Automatic;
+    report.findings.iter().filter(move |f| f.severity >= Severity::Unknown && !held(f))
 }
 
 /// What stops the start, and what is known to make starts hang: it may be the true cause.

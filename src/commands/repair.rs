@@ -12,6 +12,7 @@ use crate::exit::{self, Exit};
 use crate::finding_codes::Severity;
 use crate::plan::assessment::GuestReport;
 use crate::plan::assessment::assess;
+use crate::plan::order::refusal;
 use crate::pve::ha;
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::report::text::Detail;
@@ -21,7 +22,7 @@ use crate::settings::policy::Policy;
 use crate::sys::plain::plain;
 use crate::sys::root::Root;
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -105,7 +106,6 @@ impl Bounds {
         if !self.boot {
             return self.left();
         }
-        policy.at_boot = true;
         let usual = policy.settings.deadline;
         let limit = self.left().map_or(usual, |left| left.min(usual));
         let rebuilds = policy.settings.rebuild_deadline.min(limit / REBUILD_SHARE);
@@ -199,11 +199,14 @@ fn of_guest(
     seen: Option<GuestReport>,
 ) -> Result<GuestReport> {
     let mut session = Session::open(root, vmid)?;
+    if bounds.boot {
+        session.prepare_at_boot();
+    }
     let limit = bounds.for_guest(&mut session.policy);
     let check = session.policy.settings.check_deadline;
     let before = match seen {
-        // At boot it is judged by what is left to do it in.
-        Some(report) if bounds.boot => assess(report.survey, &session.policy),
+        // At boot it is judged by what is left to do it in, and by whether it can start at all.
+        Some(report) if bounds.boot => assess(session.in_situation(report.survey), &session.policy),
         Some(report) => report,
         None => {
             let survey = session.observe(limit.map_or(check, |limit| limit.min(check)))?;
@@ -218,6 +221,7 @@ fn of_guest(
     }
     if before.actions.is_empty() {
         show(&before, options);
+        tell_refusal(&before, &session.policy);
         return Ok(before);
     }
     confirm(options.manner.yes, || question(&before, options))?;
@@ -238,6 +242,19 @@ fn of_guest(
     }
     show(&after, options);
     Ok(after)
+}
+
+/// Why nothing is changed at boot, where something could be.
+fn tell_refusal(report: &GuestReport, policy: &Policy) {
+    let could = report.findings.iter().any(|finding| !finding.remedy.actions.is_empty());
+    if let (true, Some(stops)) = (could, refusal(&report.findings, policy)) {
+        let codes: BTreeSet<&str> = stops.iter().map(|finding| finding.code.name()).collect();
+        errln!(
+            "rbd-preflight: {}: nothing is changed: its start is going to be refused ({})",
+            plain(&text::title(&report.survey.guest)),
+            codes.into_iter().collect::<Vec<_>>().join(", ")
+        );
+    }
 }
 
 /// How a guest stands.

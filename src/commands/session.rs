@@ -2,12 +2,14 @@
 
 use crate::cli::Guests;
 use crate::exit::{Coded, Exit};
+use crate::hook::earlier;
 use crate::kernel;
 use crate::observe::gather::{gather_node, gather_some};
 use crate::observe::survey::Survey;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
+use crate::pve::storage;
 use crate::rbd::spec::Spec;
 use crate::settings::policy::{Policy, Scope};
 use crate::settings::{Mode, Settings};
@@ -55,10 +57,33 @@ impl Session {
     /// The guest is about to start: nothing may take long, and disks that the kernel opens shall end up mapped. That is the running kernel's
     /// business, so it is left out where the root is not its own.
     pub fn prepare_to_start(&mut self) {
+        self.policy.starting = true;
         self.policy.rebuild_budget = Some(self.policy.settings.rebuild_deadline);
-        let by_kernel = self.guest.disks.iter().any(|disk| disk.access == Access::Krbd);
-        self.policy.map = self.policy.settings.map && self.root.is_system() && by_kernel;
-        if self.policy.map && !kernel::gather(&self.root).module_loaded {
+        self.policy.map = self.policy.settings.map && self.is_opened_by_this_kernel();
+        self.load_module();
+    }
+
+    /// The guest is to be started after this, which comes before all starts of the node at boot.
+    pub fn prepare_at_boot(&mut self) {
+        self.policy.at_boot = true;
+        self.policy.read_only =
+            self.hookscript_refuses().map(|why| format!("its start is going to be refused: {why}"));
+        self.load_module();
+    }
+
+    /// Why Proxmox VE will refuse every start of the guest for its hookscript's sake.
+    pub fn hookscript_refuses(&self) -> Option<String> {
+        earlier::refusal(&self.root, &storage::load(&self.root).ok()?, self.guest.hookscript.as_deref()?)
+    }
+
+    /// The running kernel opens a disk of the guest's.
+    fn is_opened_by_this_kernel(&self) -> bool {
+        self.root.is_system() && self.guest.disks.iter().any(|disk| disk.access == Access::Krbd)
+    }
+
+    /// Without the module the start is certain to fail, so this is known before anything is changed.
+    fn load_module(&mut self) {
+        if self.is_opened_by_this_kernel() && !kernel::gather(&self.root).module_loaded {
             self.load_failure = kernel::module::load(&System).err().map(|error| format!("{error:#}"));
         }
     }
@@ -100,7 +125,7 @@ impl Session {
     }
 
     /// With what is known of the situation: whether the module can be had, and who is at the guest whose hook this is.
-    fn in_situation(&self, mut survey: Survey) -> Survey {
+    pub fn in_situation(&self, mut survey: Survey) -> Survey {
         survey.node.kernel.load_failure = self.load_failure.clone();
         if self.policy.scope != Scope::All {
             // PVE has called this hook, and keeps everybody else away meanwhile.

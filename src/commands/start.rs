@@ -9,7 +9,8 @@ use crate::diagnose::verdict::exit_code;
 use crate::exit::{Coded, Exit};
 use crate::kernel::kmsg;
 use crate::plan::assessment::GuestReport;
-use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, rung};
+use crate::plan::start_failure::StartFailure;
+use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, rung, stoppers};
 use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
 use crate::rbd::action::{ActionReport, ActionResult};
@@ -17,7 +18,7 @@ use crate::reading::Reading;
 use crate::report::{json, text};
 use crate::sys::command::Command;
 use crate::sys::plain::plain;
-use crate::sys::process::{Runner, System};
+use crate::sys::process::{Runner, System, masked};
 use crate::sys::root::Root;
 use crate::sys::time::jitter;
 use anyhow::Result;
@@ -31,6 +32,8 @@ struct Try {
     actions: Vec<ActionReport>,
     /// Why it failed; `None` if the guest runs.
     failure: Option<String>,
+    /// What of the failure a disk can explain.
+    by_a_disk: Option<String>,
 }
 
 /// Starts a guest.
@@ -45,15 +48,20 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
         }
         Begin::No(why) => return Err(Coded::error(Exit::Refused, why)),
     }
-    if let Way::Nobody(why) = way(&session)? {
-        return Err(Coded::error(
-            Exit::Stopped,
-            format!("{} cannot be started: {why}", text::title(&session.guest)),
-        ));
+    // What is certain to be refused is not worth a change.
+    let nobody = match way(&session)? {
+        Way::Nobody(why) => Some(why),
+        Way::Direct | Way::Manager => session.hookscript_refuses(),
+    };
+    if let Some(why) = nobody {
+        return Err(cannot(&session, &why));
     }
     confirm(options.yes, || {
-        let last =
-            if options.tries > 1 { "; the last try resets the features of its disks first" } else { "" };
+        let last = if options.tries > 1 {
+            ". Where a disk can explain why it fails, the last try resets the features of all its disks first"
+        } else {
+            ""
+        };
         let title = plain(&text::title(&session.guest));
         format!("{title} will be repaired and started, in {} tries at most{last}.\n", options.tries)
     })?;
@@ -66,26 +74,37 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
     Ok(end)
 }
 
+fn cannot(session: &Session, why: &str) -> anyhow::Error {
+    Coded::error(Exit::Stopped, format!("{} cannot be started: {why}", text::title(&session.guest)))
+}
+
 /// Tries until the guest runs, nothing is left to try, or the time is over.
 fn climb(mut session: Session, options: &Start) -> Result<(Vec<Try>, Exit)> {
     session.prepare_to_start();
     session.policy.rebuild_budget = None;
     let deadline = Instant::now() + Duration::from_secs(options.deadline);
     let mut tries: Vec<Try> = Vec::new();
+    let mut by_a_disk = None;
     for number in 1..=options.tries {
         let pause = if number > 1 { pause_before(number) + jitter() } else { Duration::ZERO };
         if Instant::now() + pause >= deadline {
             return Ok((tries, Exit::Deadline));
         }
         std::thread::sleep(pause);
-        let rung = rung(number, options.tries);
+        let rung = rung(number, options.tries, by_a_disk.is_some());
         session.policy.reset = rung == Rung::FeatureReset;
-        let last =
-            if session.policy.reset { ", the last: the features of every disk are reset first" } else { "" };
+        let last = match rung {
+            Rung::FeatureReset => ", the last: the features of every disk are reset first",
+            Rung::RepairAgain if number == options.tries && !tries.is_empty() => {
+                ", the last: no feature is touched, since no disk explains why the start failed"
+            }
+            Rung::Repair | Rung::RepairAgain => "",
+        };
         tell(options, &format!("try {number} of {}{last}", options.tries));
         let report = repair(&session, options, deadline)?;
         let stopped = exit_code(&report.findings);
-        let mut attempt = Try { number, rung, actions: report.actions.clone(), failure: None };
+        let mut attempt =
+            Try { number, rung, actions: report.actions.clone(), failure: None, by_a_disk: None };
         if stopped == Exit::Stopped || stopped == Exit::Refused {
             attempt.failure = Some(why(&report));
             tries.push(attempt);
@@ -94,7 +113,10 @@ fn climb(mut session: Session, options: &Start) -> Result<(Vec<Try>, Exit)> {
             }
             continue;
         }
-        attempt.failure = start(&session, deadline)?;
+        let failure = start(&session, deadline)?;
+        by_a_disk = failure.as_ref().and_then(|failure| failure.by_a_disk(&report.survey, &report.findings));
+        attempt.failure = failure.as_ref().map(StartFailure::told);
+        attempt.by_a_disk = by_a_disk.clone();
         let done = attempt.failure.is_none();
         tell(options, attempt.failure.as_deref().unwrap_or("started"));
         tries.push(attempt);
@@ -119,9 +141,9 @@ fn repair(session: &Session, options: &Start, deadline: Instant) -> Result<Guest
 
 /// What stops the start, in short.
 fn why(report: &GuestReport) -> String {
-    let stops = report.findings.iter().filter(|f| f.severity >= crate::finding_codes::Severity::Blocker);
-    let told: Vec<String> =
-        stops.map(|f| format!("{}: {}", f.disk.as_deref().unwrap_or("guest"), f.code)).collect();
+    let told: Vec<String> = stoppers(&report.findings)
+        .map(|f| format!("{}: {}", f.disk.as_deref().unwrap_or("guest"), f.code))
+        .collect();
     told.join(", ")
 }
 
@@ -133,7 +155,7 @@ fn way(session: &Session) -> Result<Way> {
 
 /// Asks PVE, or the HA manager where the guest is its, to start the guest. `None` if it runs, else what was said,
 /// and what the kernel said meanwhile.
-fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
+fn start(session: &Session, deadline: Instant) -> Result<Option<StartFailure>> {
     let (root, guest) = (&session.root, &session.guest);
     let mut log = kmsg::mark(root).ok();
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -141,7 +163,7 @@ fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
     let managed = match way(session)? {
         Way::Direct => false,
         Way::Manager => true,
-        Way::Nobody(why) => return Ok(Some(why)),
+        Way::Nobody(why) => return Err(cannot(session, &why)),
     };
     let command = if managed {
         let service = format!("{}:{vmid}", guest.ha_type());
@@ -157,15 +179,13 @@ fn start(session: &Session, deadline: Instant) -> Result<Option<String>> {
             return Ok(None);
         }
     }
-    let said = outcome.said();
-    let said = if said.is_empty() { "nothing" } else { said.as_str() };
-    let mut failure = format!("`{}`: {}, it said: {said}", outcome.command, outcome.status);
-    let kernel: Vec<String> =
-        log.as_mut().and_then(|log| log.since().ok()).into_iter().flatten().map(|line| line.text).collect();
-    if !kernel.is_empty() {
-        failure.push_str(&format!("; the kernel said: {}", kernel.join(" | ")));
-    }
-    Ok(Some(failure))
+    let kernel = log.as_mut().and_then(|log| log.since().ok()).into_iter().flatten();
+    Ok(Some(StartFailure {
+        ended: format!("`{}`: {}", outcome.command, outcome.status),
+        output: masked(&String::from_utf8_lossy(&outcome.stdout)),
+        error: outcome.stderr_tail,
+        kernel: kernel.map(|line| line.text).collect(),
+    }))
 }
 
 fn await_running(session: &Session, until: Instant) -> bool {
@@ -206,6 +226,7 @@ fn to_json(vmid: u32, tries: &[Try], exit: Exit) -> serde_json::Value {
             "rung": attempt.rung,
             "actions": attempt.actions.iter().map(json::action).collect::<Vec<_>>(),
             "failure": attempt.failure,
+            "by_a_disk": attempt.by_a_disk,
         })
     });
     json!({ "schema": json::SCHEMA, "vmid": vmid, "started": exit == Exit::Ready, "tries": tries.collect::<Vec<_>>() })

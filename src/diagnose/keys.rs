@@ -7,7 +7,7 @@ use crate::finding_codes::{Code, Severity};
 use crate::kernel::key_types;
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::guest::{Access, Role};
-use crate::pve::keyring::rewrite_command;
+use crate::pve::keyring::{name_in_conf_command, rewrite_command};
 use crate::pve::words::Kind;
 use crate::reading::{Failure, Reading};
 
@@ -17,7 +17,10 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     for storage in survey.storages.values() {
         let disks: Vec<&DiskFacts> = disks_on(survey, storage).collect();
         if !disks.is_empty() {
-            let found = [refused(storage), unsupported(survey, storage, &disks)].into_iter().flatten();
+            let found =
+                [refused(storage), unsupported(survey, storage, &disks), unnamed(survey, storage, &disks)]
+                    .into_iter()
+                    .flatten();
             let of_storage = |finding| Finding { storages: vec![storage.section.id.clone()], ..finding };
             findings.extend(found.map(of_storage));
         }
@@ -63,6 +66,25 @@ fn refused(storage: &StorageFacts) -> Option<Finding> {
         holds.unwrap_or_default()
     );
     Some(Finding::new(Code::KeyringRefusedByPve, detail).commands(rewrite_command(section, user)))
+}
+
+/// QEMU opens a disk of the storage, and finds no keyring.
+fn unnamed(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) -> Option<Finding> {
+    let by_qemu = disks.iter().filter(|disk| disk.disk.access == Access::Librbd);
+    let keys: Vec<&str> = by_qemu.map(|disk| disk.disk.key.as_str()).collect();
+    if storage.keyring.as_ref()?.in_conf != Some(false) || keys.is_empty() || survey.guest.kind != Kind::Qemu
+    {
+        return None;
+    }
+    let id = &storage.section.id;
+    let detail = match &storage.connection.conf {
+        None => {
+            format!("storage {id} has no /etc/pve/priv/ceph/{id}.conf; opened by QEMU: {}", keys.join(", "))
+        }
+        Some(conf) => format!("storage {id}: {conf} has no `keyring`; opened by QEMU: {}", keys.join(", ")),
+    };
+    let finding = Finding::new(Code::KeyringNotInConf, detail);
+    Some(finding.commands([name_in_conf_command(&storage.section)]))
 }
 
 /// The kernel opens a disk of the storage, and takes no key of this type.

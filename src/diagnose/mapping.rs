@@ -113,7 +113,7 @@ pub fn findings(image: &Image, map: bool) -> Vec<Finding> {
         let shared = dead_and_shared(image);
         let next = next_map(image, matches!(shared, Shared::Dead(_)));
         findings.extend(map_failure::finding(image, &next));
-        if let (true, Some(failure)) = (map, &image.kernel().load_failure) {
+        if let Some(failure) = &image.kernel().load_failure {
             findings.push(Finding::new(Code::KernelModuleMissing, failure.clone()));
         } else if map || matches!(shared, Shared::Dead(_)) {
             findings.push(not_mapped(image, next, &shared, map));

@@ -185,7 +185,7 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
         Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
-    let keyring = keyring_facts(&connection, check);
+    let keyring = keyring_facts(root, section, &connection, check);
     StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
 }
 

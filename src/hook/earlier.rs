@@ -15,7 +15,8 @@
 use crate::exit::Exit;
 use crate::hook::meant;
 use crate::hook::situation::Phase;
-use crate::hook::snippet::is_ours;
+use crate::hook::snippet::{is_ours, ours};
+use crate::pve::storage::StorageConfig;
 use crate::pve::{snippet, storage};
 use crate::sys::plain::plain;
 use crate::sys::process::{become_program, pass_through};
@@ -61,13 +62,24 @@ impl Call {
     /// script is not run: PVE would call it for no later phase in which it could undo what it did.
     pub fn run(&self, ours: impl FnOnce() -> Exit) -> Exit {
         match self.phase {
-            Phase::PreStart | Phase::PostStart | Phase::Other(_) => self.after(ours()),
+            Phase::PreStart => match self.refuses() {
+                Some(why) => self.cannot(&anyhow::Error::msg(why)),
+                None => self.after(ours()),
+            },
+            Phase::PostStart | Phase::Other(_) => self.after(ours()),
             Phase::PreStop | Phase::PostStop => {
                 let earlier = self.before();
                 let exit = ours();
                 if exit == Exit::Ready { earlier } else { exit }
             }
         }
+    }
+
+    /// Why the earlier hookscript is sure to stop the start. It is known before our part changes anything.
+    fn refuses(&self) -> Option<String> {
+        let volid = self.earlier.as_deref()?;
+        deeper(&std::env::var(CALLS).unwrap_or_default(), self.vmid, &self.phase)?;
+        refusal(&self.root, &storage::load(&self.root).ok()?, volid)
     }
 
     /// Ends the process from outside our part, which is stuck; the earlier hookscript has its turn all the same.
@@ -161,6 +173,19 @@ impl Call {
         }
         Ok(Some(Script { volid, path, calls }))
     }
+}
+
+/// Why no guest starts that has this hookscript, in PVE's words: its file cannot be run, or that of the one which ours calls
+/// besides. `None` if it may start, and where only the storage's plugin knows.
+pub fn refusal(root: &Root, storages: &StorageConfig, volid: &str) -> Option<String> {
+    let foreign =
+        |volid: &str| snippet::parse(volid).is_some_and(|(of, _)| storages.foreign.contains_key(of));
+    let check = |volid: &str| match snippet::path(storages, volid) {
+        Err(_) if foreign(volid) => Ok(()),
+        path => snippet::check(root, &path?, volid),
+    };
+    let earlier = ours(volid).and_then(|ours| ours.earlier);
+    check(volid).and_then(|()| earlier.map_or(Ok(()), |earlier| check(&earlier))).err()
 }
 
 /// The calls that a chained script is part of, with this one; `None` if this one is among them.

@@ -261,6 +261,19 @@ pub enum KernelMessage {
 }
 
 impl KernelMessage {
+    /// It is said of a disk that is as it should be, or that is being made so.
+    pub fn is_ordinary(&self) -> bool {
+        matches!(
+            self,
+            M::Mapped { .. }
+                | M::StandaloneClone
+                | M::BreakingLock { .. }
+                | M::BreakingObjectMapLock { .. }
+                | M::ObjectMapInvalid
+                | M::SessionEstablished { .. }
+        )
+    }
+
     /// What the map ends with that this line is the reason for; `None` where the line is the reason for none.
     pub fn map_errno(&self) -> Option<i32> {
         Some(match self {

@@ -319,11 +319,9 @@ fn whereabouts<'a>(
             return Some((address.to_owned(), format!("{THIS_NODE}{told}")));
         }
         let node = places.node_of(address)?;
-        let guests: Vec<String> = named
-            .by(fsid, &spec)
-            .filter(|guest| guest.node == node)
-            .map(|guest| guest.vmid.to_string())
-            .collect();
+        let there = |guest: &&GuestFile| guest.node == node;
+        let guests: Vec<String> =
+            named.by(fsid, &spec).filter(there).map(|guest| guest.vmid.to_string()).collect();
         let named =
             if guests.is_empty() { String::new() } else { format!(", with guest {}", guests.join(", ")) };
         Some((address.to_owned(), format!("node {node}{named}")))
@@ -403,7 +401,10 @@ impl Look<'_> {
                 Ok(connection) => reachable.push((section, connection)),
                 Err(failure) => {
                     let unknown = Connection::unknown(section);
-                    storages.insert(section.id.clone(), storage(section, unknown, clusters.len(), &check));
+                    storages.insert(
+                        section.id.clone(),
+                        storage(self.root, section, unknown, clusters.len(), &check),
+                    );
                     clusters.push(Reading::Unknown(failure));
                 }
             }
@@ -412,7 +413,10 @@ impl Look<'_> {
             reachable.iter().map(|(_, connection)| connection.clone()).collect();
         let shared = share(&connections);
         for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index, &check));
+            storages.insert(
+                section.id.clone(),
+                storage(self.root, section, connection, clusters.len() + index, &check),
+            );
         }
         let first = clusters.len();
         let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
@@ -457,8 +461,14 @@ fn pools_in(
     pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
-    let keyring = keyring_facts(&connection, check);
+fn storage(
+    root: &Root,
+    section: &RbdStorage,
+    connection: Connection,
+    cluster: usize,
+    check: &Check,
+) -> StorageFacts {
+    let keyring = keyring_facts(root, section, &connection, check);
     StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
 }
 

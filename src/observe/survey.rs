@@ -282,3 +282,41 @@ impl DiskFacts {
         self.disk.spec()
     }
 }
+
+/// For tests: a guest with a krbd disk that is mapped as /dev/rbd3; /dev/rbd4 is another guest's, of the same kernel client.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // it is what it is
+pub(crate) fn example() -> Survey {
+    serde_json::from_value(serde_json::json!({
+        "schema": 1, "taken_at": 0,
+        "node": {
+            "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
+            "kernel": { "release": "6.14.8-2-pve", "version": [6, 14], "module_loaded": true,
+                        "supported": { "known": [] }, "mappings": { "known": [
+                { "id": 3, "pool": "rbd", "namespace": null, "image": "vm-516-disk-0", "snapshot": null, "fsid": "f",
+                  "client_address": "10.0.0.1:0/5", "client": 5, "options": "" },
+                { "id": 4, "pool": "rbd", "namespace": null, "image": "vm-600-disk-0", "snapshot": null, "fsid": "f",
+                  "client_address": "10.0.0.1:0/5", "client": 5, "options": "" },
+            ] } },
+            "rbd_release": { "known": "19.2.6" },
+        },
+        "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
+                   "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
+        "storages": { "ceph": {
+            "section": { "id": "ceph", "pool": "rbd", "namespace": null, "data_pool": null, "krbd": true,
+                         "username": null, "monhost": null, "content": ["images"], "nodes": null, "disabled": false },
+            "connection": { "conf": null, "mon_host": null, "user": "vms", "keyring": null },
+            "cluster": 0,
+        } },
+        "clusters": [{ "known": {
+            "fsid": "f", "health": { "known": { "status": "HEALTH_OK", "checks": [] } }, "blocklist": { "known": [] },
+            "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 },
+        } }],
+        "disks": [{
+            "key": "scsi0", "volid": "ceph:vm-516-disk-0", "storage": "ceph", "pool": "rbd", "namespace": null,
+            "image": "vm-516-disk-0", "krbd_storage": true, "access": "krbd", "role": "disk", "pve_drops": null,
+            "shared_with": [], "map_options": { "known": "" }, "reading": null,
+        }],
+    }))
+    .unwrap()
+}

@@ -3,4 +3,5 @@
 pub mod assessment;
 pub mod order;
 pub mod rule;
+pub mod start_failure;
 pub mod tries;

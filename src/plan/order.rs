@@ -1,18 +1,22 @@
 //! Which changes to make, and in which order. Pure.
 
-use crate::diagnose::finding::Finding;
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::finding_codes::{Code, Severity};
 use crate::rbd::action::{Action, Change, is_same_image};
 use crate::rbd::features::Features;
 use crate::settings::policy::Policy;
 
 /// The changes that the findings' automatic remedies add up to: image by image, each change once, feature
-/// changes of one direction in one command, locks before features before object maps.
+/// changes of one direction in one command, locks before features before object maps. Where a start follows that will be
+/// refused, none but what puts back what this run has taken off.
 pub fn plan(findings: &[Finding], policy: &Policy) -> Vec<Action> {
     if policy.read_only.is_some() {
         return Vec::new();
     }
     let mut images: Vec<Vec<Action>> = Vec::new();
-    for action in findings.iter().flat_map(|finding| &finding.remedy.actions) {
+    let kept = |action: &&Action, finding: &Finding| !is_held(findings, policy, finding, action);
+    let actions = findings.iter().flat_map(|f| f.remedy.actions.iter().filter(move |action| kept(action, f)));
+    for action in actions {
         let same = |of: &&mut Vec<Action>| is_same_image(&of[0], action);
         match images.iter_mut().find(same) {
             Some(image) => add(image, action),
@@ -25,6 +29,39 @@ pub fn plan(findings: &[Finding], policy: &Policy) -> Vec<Action> {
     }
     images.sort_by(|a, b| a[0].target.spec.cmp(&b[0].target.spec));
     images.into_iter().flatten().collect()
+}
+
+/// What will have a start refused that follows at once, and that no change mends: `None` if nothing will.
+pub fn refusal<'a>(findings: &'a [Finding], policy: &Policy) -> Option<Vec<&'a Finding>> {
+    let stops = |finding: &&Finding| {
+        let mended = match finding.remedy.kind {
+            RemedyKind::Automatic => true,
+            // At boot the start comes later than this.
+            RemedyKind::Wait => policy.at_boot,
+            RemedyKind::Manual | RemedyKind::None => is_let_go_first(findings, finding),
+        };
+        finding.severity >= Severity::Blocker && !mended
+    };
+    let stops: Vec<&Finding> = findings.iter().filter(stops).collect();
+    ((policy.starting || policy.at_boot) && !stops.is_empty()).then_some(stops)
+}
+
+/// What mends it is withheld while the disk is mapped, and the disk is unmapped first: then it is looked at again.
+fn is_let_go_first(findings: &[Finding], finding: &Finding) -> bool {
+    let same = |other: &&Finding| other.disk.is_some() && other.disk == finding.disk;
+    let mut actions = findings.iter().filter(same).flat_map(|other| &other.remedy.actions);
+    finding.remedy.withheld.is_some() && actions.any(|action| matches!(action.change, Change::Unmap { .. }))
+}
+
+/// A change is not made, for the sake of a start that will be refused. While all that refuses it may pass with time, what
+/// is left over is unmapped: that may be what it waits for, and changes no image.
+fn is_held(findings: &[Finding], policy: &Policy, finding: &Finding, action: &Action) -> bool {
+    let Some(stops) = refusal(findings, policy) else { return false };
+    let may_pass = stops.iter().all(|stop| stop.remedy.kind == RemedyKind::Wait);
+    let lets_go = matches!(action.change, Change::Unmap { .. });
+    let takes_off = |action: &Action| matches!(action.change, Change::DisableFeatures { .. });
+    let puts_back = finding.code == Code::FeatureReset && !finding.remedy.actions.iter().any(takes_off);
+    !(puts_back || may_pass && lets_go)
 }
 
 /// An object map that the same plan takes off for good is not to be rebuilt: `rbd` would end with 22.

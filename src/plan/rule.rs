@@ -4,6 +4,7 @@ use crate::diagnose::diagnose;
 use crate::journal::RunId;
 use crate::observe::survey::Survey;
 use crate::plan::order::plan;
+use crate::plan::order::refusal;
 use crate::rbd::action::Action;
 use crate::settings::policy::Policy;
 
@@ -32,6 +33,8 @@ impl Rule for Mend<'_> {
     }
 
     fn why_not(&self, survey: &Survey, _: &Action) -> Option<String> {
-        diagnose(survey, self.0).iter().find_map(|finding| finding.remedy.withheld.clone())
+        let findings = diagnose(survey, self.0);
+        let refused = || refusal(&findings, self.0).map(|_| "the start is going to be refused".to_owned());
+        findings.iter().find_map(|finding| finding.remedy.withheld.clone()).or_else(refused)
     }
 }

@@ -1,7 +1,7 @@
 //! What `start` tries next. Pure.
 //!
-//! Each try is a repair and a start. The last one is the operator's remedy of the incident: the features of every
-//! disk are taken off and put back first.
+//! Each try is a repair and a start. The last one, where a disk can explain why the start failed, is the operator's remedy of
+//! the incident: the features of every disk are taken off and put back first.
 
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::finding_codes::Severity;
@@ -18,15 +18,17 @@ pub enum Rung {
     Repair,
     /// The same after a pause.
     RepairAgain,
-    /// Take the changeable features off every disk and put them back, then start. There is nothing after it.
+    /// Take the changeable features off every disk and put them back, then start, which is for a failure that a disk can
+    /// explain. There is nothing after it.
     FeatureReset,
 }
 
-/// The rung of a try, counted from 1. One try alone is an ordinary one.
-pub fn rung(number: u32, tries: u32) -> Rung {
+/// The rung of a try, counted from 1. One try alone is an ordinary one, and so is the last of several where no disk explains
+/// why the start before it has failed (`by_a_disk`).
+pub fn rung(number: u32, tries: u32, by_a_disk: bool) -> Rung {
     match number {
         1 => Rung::Repair,
-        _ if number >= tries => Rung::FeatureReset,
+        _ if number >= tries && by_a_disk => Rung::FeatureReset,
         _ => Rung::RepairAgain,
     }
 }
@@ -75,10 +77,17 @@ pub fn begin(survey: &Survey) -> Begin {
     }
 }
 
-/// Whether findings leave any hope for another try: what only a person mends does not mend itself.
-pub fn hopeless(findings: &[Finding]) -> bool {
+/// What stops a start. What a change mends is none of it where something else does: it was not made for that reason.
+pub fn stoppers(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     let stops = |finding: &&Finding| finding.severity >= Severity::Blocker;
-    findings.iter().filter(stops).any(|finding| finding.remedy.kind != RemedyKind::Wait)
+    let mended = |finding: &Finding| finding.remedy.kind == RemedyKind::Automatic;
+    let other = findings.iter().filter(stops).any(|finding| !mended(finding));
+    findings.iter().filter(stops).filter(move |finding| !(other && mended(finding)))
+}
+
+/// Whether findings leave any hope for another try: what only an administrator fixes does not fix itself.
+pub fn hopeless(findings: &[Finding]) -> bool {
+    stoppers(findings).any(|finding| !matches!(finding.remedy.kind, RemedyKind::Wait | RemedyKind::Automatic))
 }
 
 #[cfg(test)]
@@ -87,10 +96,11 @@ mod tests {
 
     #[test]
     fn only_the_last_of_several_tries_resets_features() {
-        let rungs: Vec<Rung> = (1..=4).map(|number| rung(number, 4)).collect();
+        let rungs: Vec<Rung> = (1..=4).map(|number| rung(number, 4, true)).collect();
         assert_eq!(rungs, [Rung::Repair, Rung::RepairAgain, Rung::RepairAgain, Rung::FeatureReset]);
-        assert_eq!(rung(1, 1), Rung::Repair);
-        assert_eq!(rung(2, 2), Rung::FeatureReset);
+        assert_eq!(rung(1, 1, true), Rung::Repair);
+        assert_eq!(rung(2, 2, true), Rung::FeatureReset);
+        assert_eq!(rung(2, 2, false), Rung::RepairAgain);
     }
 
     #[test]

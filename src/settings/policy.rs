@@ -12,6 +12,8 @@ pub struct Policy {
     pub settings: Resolved,
     /// Why nothing may be changed in this situation whatever the settings say (a migration target).
     pub read_only: Option<String>,
+    /// A start follows at once, and where that is certain to be refused nothing is changed for it.
+    pub starting: bool,
     /// Disks that the kernel opens shall end up mapped: the guest is about to start.
     pub map: bool,
     /// Which changes are wanted now.

@@ -299,24 +299,24 @@ fn the_chained_scripts_failure_means_what_it_means_to_pve() {
     write(&tree.path("/code-pre-start"), "7\n");
     let ran = tree.run("qm", &["start", "517"]);
     assert!(ran.code == 255 && ran.stderr.contains("517 pre-start' failed: exit code 7"), "{ran:?}");
-    assert!(ran.stdout.contains("out-of-old") && ran.stderr.contains("err-of-old"), "{ran:?}");
+    assert!(ran.stdout.contains("out-of-old") && ran.stdout.contains("err-of-old"), "{ran:?}");
     assert!(tree.run("qm", &["status", "517"]).stdout.contains("stopped"));
     std::fs::remove_file(tree.path("/code-pre-start")).unwrap();
     for phase in ["post-start", "pre-stop", "post-stop"] {
         write(&tree.path(&format!("/code-{phase}")), "7\n");
     }
     let ran = tree.good("qm", &["start", "517"]);
-    assert!(ran.stderr.contains("hookscript error for 517 on post-start"), "{ran:?}");
+    assert!(ran.stdout.contains("hookscript error for 517 on post-start"), "{ran:?}");
     let ran = tree.good("qm", &["stop", "517"]);
     for phase in ["pre-stop", "post-stop"] {
-        assert!(ran.stderr.contains(&format!("hookscript error for 517 on {phase}")), "{ran:?}");
+        assert!(ran.stdout.contains(&format!("hookscript error for 517 on {phase}")), "{ran:?}");
     }
-    assert!(ran.stderr.contains("local:snippets/old.sh failed: exit code 7"), "{ran:?}");
+    assert!(ran.stdout.contains("local:snippets/old.sh failed: exit code 7"), "{ran:?}");
     // One that has gone stops a start, as it would without us.
     std::fs::remove_file(tree.path("/var/lib/vz/snippets/old.sh")).unwrap();
     let ran = tree.run("qm", &["start", "517"]);
     assert!(
-        ran.code == 255 && ran.stderr.contains("script 'local:snippets/old.sh' does not exist"),
+        ran.code == 255 && ran.stdout.contains("script 'local:snippets/old.sh' does not exist"),
         "{ran:?}"
     );
 }
@@ -329,7 +329,7 @@ fn a_script_that_calls_our_hook_is_called_once() {
     executable(&old, &noting(tree.0.path()).replace("exit 0\n", &format!("exec {again} \"$@\"\n")));
     tree.good("rbd-preflight", &["attach", "517", "--yes"]);
     let ran = tree.good("qm", &["start", "517"]);
-    assert!(ran.stderr.contains("it is not run again"), "{ran:?}");
+    assert!(ran.stdout.contains("it is not run again"), "{ran:?}");
     tree.good("qm", &["stop", "517"]);
     assert_eq!(tree.calls().len(), 4);
     // A file that is our snippet under another name is no script of somebody else's.
@@ -341,7 +341,7 @@ fn a_script_that_calls_our_hook_is_called_once() {
     std::fs::copy(&again, tree.path("/var/lib/vz/snippets/rbd-preflight+local+copy")).unwrap();
     tree.guest("pve1/qemu-server/518", "hookscript: local:snippets/rbd-preflight+local+copy\n");
     let ran = tree.good("qm", &["start", "518"]);
-    assert!(ran.stderr.contains("is this hook itself"), "{ran:?}");
+    assert!(ran.stdout.contains("is this hook itself"), "{ran:?}");
     tree.good("qm", &["stop", "518"]);
 }
 
@@ -354,8 +354,8 @@ fn without_the_tool_the_chained_script_is_still_called() {
         let mut command = on_node(tree.0.path(), "qm", &["start", vmid]);
         command.env("RBD_PREFLIGHT", "/nonexistent");
         let ran = Ran::of(command);
-        assert!(ran.code == 0 && ran.stderr.contains("not installed"), "{ran:?}");
-        assert!(!ran.stderr.contains("cannot open"), "{ran:?}");
+        assert!(ran.code == 0 && ran.stdout.contains("not installed"), "{ran:?}");
+        assert!(!ran.stdout.contains("cannot open"), "{ran:?}");
         tree.good("qm", &["stop", vmid]);
     }
     assert_eq!(tree.calls()[0], "old.sh 517 pre-start stdin=0 from=");
@@ -396,18 +396,24 @@ fn without_quorum_nothing_is_begun() {
 fn nothing_of_ours_keeps_pve_waiting() {
     let tree = Tree::new();
     let old = tree.path("/var/lib/vz/snippets/old.sh");
-    executable(&old, "#!/bin/sh\nsleep 8 </dev/null >/dev/null 2>&1 &\nexit 0\n");
+    executable(
+        &old,
+        "#!/bin/sh\nsleep 300 </dev/null >/dev/null 2>&1 &\necho $! >>$RBD_PREFLIGHT_ROOT/children\nexit 0\n",
+    );
     tree.good("rbd-preflight", &["attach", "517", "--yes"]);
     let ran = tree.good("qm", &["start", "517"]);
-    assert!(ran.took < Duration::from_secs(6), "{ran:?}");
+    assert!(ran.took < Duration::from_secs(200), "{ran:?}");
     let ran = tree.good("qm", &["stop", "517"]);
-    assert!(ran.took < Duration::from_secs(6), "{ran:?}");
+    assert!(ran.took < Duration::from_secs(200), "{ran:?}");
+    let children = tree.read("/children");
+    assert_eq!(children.lines().count(), 4);
+    Command::new("kill").args(children.lines()).status().unwrap();
 }
 
 /// The calls of a whole life: a start and a stop.
 fn life(tree: &Tree, tool: &str, vmid: u32) -> (Vec<String>, String) {
     let number = vmid.to_string();
-    let said = tree.good(tool, &["start", &number]).stderr + &tree.good(tool, &["stop", &number]).stderr;
+    let said = tree.good(tool, &["start", &number]).stdout + &tree.good(tool, &["stop", &number]).stdout;
     (tree.calls(), said)
 }
 
@@ -527,7 +533,7 @@ fn a_script_on_a_storage_that_was_renamed_stops_the_start_and_is_told() {
     assert_eq!(tree.calls().len(), 4);
     write(&tree.path("/etc/pve/storage.cfg"), &(local + &more("nas2")));
     let ran = tree.run("qm", &["start", "518"]);
-    assert!(ran.code == 255 && ran.stderr.contains("storage 'nas' does not exist"), "{ran:?}");
+    assert!(ran.code == 255 && ran.stdout.contains("storage 'nas' does not exist"), "{ran:?}");
     let mut command = on_node(tree.0.path(), "qm", &["start", "518"]);
     command.env("RBD_PREFLIGHT", "/nonexistent");
     assert_eq!(Ran::of(command).code, 255);
@@ -564,7 +570,7 @@ fn what_an_earlier_version_remembered_is_taken_over_where_root_names_the_guest()
     tree.guest("pve1/qemu-server/517", &before);
     write(&tree.path(LEFT_BEHIND), "/bin/sh\n");
     let ran = tree.good("qm", &["start", "517"]);
-    assert!(ran.stderr.contains("chain/517 does not hold") && ran.stderr.contains("is not run"), "{ran:?}");
+    assert!(ran.stdout.contains("chain/517 does not hold") && ran.stdout.contains("is not run"), "{ran:?}");
     tree.good("qm", &["stop", "517"]);
     let ran = tree.run("rbd-preflight", &["attach", "517", "--yes"]);
     assert!(ran.code == 4 && ran.stdout.contains("its earlier hookscript is not known"), "{ran:?}");
@@ -603,7 +609,7 @@ fn the_hook_mends_then_calls_the_chained_script_and_runs_nothing_that_takes_the_
     let number = vmid.to_string();
     let ran = Ran::of(on_node(&node.path("/"), "qm", &["start", &number]));
     assert_eq!(ran.code, 0, "{ran:?}");
-    let at = |text: &str| ran.stderr.find(text).unwrap_or_else(|| panic!("no {text}: {ran:?}"));
+    let at = |text: &str| ran.stdout.find(text).unwrap_or_else(|| panic!("no {text}: {ran:?}"));
     assert!(at("done: disable journaling") < at("now the earlier hookscript"), "{ran:?}");
     assert!(at("the start goes on") < at("err-of-old"), "{ran:?}");
     assert!(!node.features(&spec).contains(&"journaling".to_owned()));
@@ -620,7 +626,7 @@ fn where_our_part_stops_the_start_the_chained_script_is_not_run() {
     let (node, vmid, spec) = chained_on_ceph(DEFAULT);
     node.lab.rbd(&["rm", &spec, "--no-progress"]);
     let ran = Ran::of(on_node(&node.path("/"), "qm", &["start", &vmid.to_string()]));
-    assert!(ran.code == 255 && ran.stderr.contains("image-missing"), "{ran:?}");
+    assert!(ran.code == 255 && ran.stdout.contains("image-missing"), "{ran:?}");
     assert!(!node.path("/calls").exists());
 }
 

@@ -427,10 +427,11 @@ fn a_feature_reset_leaves_every_feature_where_it_was() {
     for (storage, place) in [("ceph-krbd", "rbd"), ("ceph-librbd", "rbd")] {
         let (node, vmid, spec) = Node::with_vm_on(storage, place, DEFAULT);
         let tools = tempfile::tempdir().unwrap();
-        // A `qm` that never starts anything.
+        // A `qm` that never starts anything; QEMU's own words come on its stdout.
         let qm = tools.path().join("qm");
-        std::fs::write(&qm, "#!/bin/sh\necho 'start failed: QEMU exited with code 1' >&2\nexit 255\n")
-            .unwrap();
+        let words = "echo 'kvm: -drive file=rbd:rbd/a,id=drive-scsi0: error opening'\n\
+                     echo 'start failed: QEMU exited with code 1' >&2\n";
+        std::fs::write(&qm, format!("#!/bin/sh\n{words}exit 255\n")).unwrap();
         std::fs::set_permissions(&qm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let mut command = node.command(["start", &vmid.to_string(), "--yes", "--tries", "2", "--json"]);
         command.env("PATH", format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap()));

@@ -273,7 +273,7 @@ impl Context {
     pub fn policy(self) -> Policy {
         let ordinary = Policy::new(Settings::default().for_guest(516, ["ceph"]));
         let budget = Some(ordinary.settings.rebuild_deadline);
-        let starting = Policy { map: true, ..ordinary.clone() };
+        let starting = Policy { starting: true, map: true, ..ordinary.clone() };
         match self {
             Self::ByHand => ordinary,
             Self::Hook => Policy { scope: Scope::InHook, rebuild_budget: budget, ..starting },

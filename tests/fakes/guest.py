@@ -84,6 +84,7 @@ class Tool:
         print(f"status: {'running' if self.pid(vmid) else 'stopped'}")
 
     def start(self, vmid):
+        pve.check_quorum()
         state = pve.ha_state(f"{self.ha}:{vmid}")
         if state not in (None, "ignored") and "FAKE_HA" not in os.environ:
             print(f"Requesting HA start for {'VM' if self.kind == 'qm' else 'CT'} {vmid}", flush=True)
@@ -97,17 +98,26 @@ class Tool:
                 raise Died(f"{'VM' if self.kind == 'qm' else 'CT'} {vmid} already running")
             if conf.get("lock") != "suspended":
                 self.check_lock(conf)
+            # A container's volumes are activated before its hookscript is called, a VM's after.
+            early = self.kind == "pct"
+            if early:
+                self.activate(vmid)
             pve.exec_hookscript(conf, vmid, "pre-start", stop_on_error=True)
-            self.activate(vmid)
+            if not early:
+                self.activate(vmid)
             self.launch(vmid)
             pve.exec_hookscript(conf, vmid, "post-start")
 
     def activate(self, vmid):
-        """ROOT/fakes.fail/VMID is how often the activation fails, and with which words."""
+        """ROOT/fakes.fail/VMID is how often the activation of volumes fails, or what follows, and with which words; what stands before a
+        line `---` in it is printed before, as QEMU prints its own."""
         often, _, message = pve.read(f"/fakes.fail/{vmid}", "0").partition("\n")
         if int(often) > 0:
             pve.write(f"/fakes.fail/{vmid}", f"{int(often) - 1}\n{message}")
-            raise Died(message.strip())
+            printed, dies, words = message.partition("---\n")
+            if dies:
+                print(printed, end="", flush=True)
+            raise Died((words if dies else message).strip())
 
     def launch(self, vmid):
         dummy = [sys.executable, "-c", "import time; time.sleep(600)", "-id", str(vmid)]

@@ -1,8 +1,8 @@
 """What the stand-ins for qm, pct, pvesh and ha-manager share. They work on the tree RBD_PREFLIGHT_ROOT.
 
-Written from facts about PVE 9 (what it prints, locks and exits with), not from its code. Each notes in
-ROOT/fakes.log what it was called with, and when a hookscript begins and ends: what stands between was called
-by the hookscript.
+Written from facts about PVE 9 (what it prints, locks and exits with), not from its code; README.md says what was
+compared with the real thing. Each notes in ROOT/fakes.log what it was called with, and when a hookscript begins and
+ends: what stands between was called by the hookscript.
 """
 
 import fcntl
@@ -19,7 +19,11 @@ if ROOT in ("", "/"):
 
 
 class Died(Exception):
-    """What Perl's die is: a message on stderr and a failure."""
+    """What Perl's die is: a message on stderr and a failure. The exit code is the errno that Perl has at hand, or 255."""
+
+    def __init__(self, message, code=255):
+        super().__init__(message)
+        self.code = code
 
 
 def at(path):
@@ -35,7 +39,9 @@ def read(path, default=None):
 
 
 def write(path, text):
-    """As PVE::Tools::file_set_contents: a new file, renamed over the old one."""
+    """As PVE::Tools::file_set_contents: a new file, renamed over the old one. Without quorum pmxcfs lets nobody write."""
+    if path.startswith("/etc/pve/") and not has_quorum():
+        raise Died(f"unable to open file '{path}.tmp.{os.getpid()}' - Permission denied", code=2)
     os.makedirs(os.path.dirname(at(path)), exist_ok=True)
     new = at(f"{path}.tmp.{os.getpid()}")
     with open(new, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -48,12 +54,24 @@ def log(line):
         file.write(line + "\n")
 
 
+def has_quorum():
+    """As PVE::Cluster::check_cfs_quorum: the owner's write bit of /etc/pve/local, which pmxcfs takes away."""
+    return bool(os.lstat(at("/etc/pve/local")).st_mode & 0o200)
+
+
+def check_quorum():
+    if not has_quorum():
+        raise Died("cluster not ready - no quorum?", code=2)
+
+
 def node():
-    return os.path.basename(os.readlink(at("/etc/pve/local")))
+    """By the link, or, where a test has made it a directory so that its mode can be changed, by the host's name."""
+    local = at("/etc/pve/local")
+    return os.path.basename(os.readlink(local)) if os.path.islink(local) else os.uname().nodename.split(".")[0]
 
 
 def main(run):
-    """Runs a stand-in; a message of Died goes to stderr, the exit code is PVE's 255."""
+    """Runs a stand-in; a message of Died goes to stderr, and its code is the exit code."""
     name = os.path.basename(sys.argv[0])
     log(shlex.join([name] + sys.argv[1:]))
     try:
@@ -61,7 +79,7 @@ def main(run):
     except Died as died:
         sys.stdout.flush()
         print(died, file=sys.stderr)
-        sys.exit(255)
+        sys.exit(died.code)
 
 
 def storages():
@@ -161,7 +179,11 @@ class Lock:
 
 
 class Task:
-    """A worker's log: /var/log/pve/tasks/<last digit of the start>/UPID…, ended by TASK OK or TASK ERROR."""
+    """A worker's log: /var/log/pve/tasks/<last digit of the start>/UPID…, ended by TASK OK or TASK ERROR.
+
+    Both streams of a worker are one (fork_worker): what it, its hookscript and QEMU print comes on the stdout of whoever
+    follows the task, and into the log. The error that it dies of is not among it: the program itself prints that on stderr.
+    """
 
     def __init__(self, kind, vmid):
         now = f"{int(time.time()):08X}"
@@ -170,12 +192,12 @@ class Task:
 
     def __enter__(self):
         os.makedirs(os.path.dirname(at(self.path)), exist_ok=True)
-        # All that is printed goes to the log and to the terminal, as with a task that is followed.
+        sys.stdout.flush()
         self.saved = [os.dup(1), os.dup(2)]
-        self.tees = [subprocess.Popen(["tee", "-a", at(self.path)], stdin=subprocess.PIPE, stdout=fd) for fd in self.saved]
-        for fd, tee in zip((1, 2), self.tees):
-            os.dup2(tee.stdin.fileno(), fd)
-            tee.stdin.close()
+        self.tee = subprocess.Popen(["tee", "-a", at(self.path)], stdin=subprocess.PIPE, stdout=self.saved[0])
+        for fd in (1, 2):
+            os.dup2(self.tee.stdin.fileno(), fd)
+        self.tee.stdin.close()
         return self
 
     def __exit__(self, _type, error, _trace):
@@ -184,8 +206,7 @@ class Task:
         for fd, saved in zip((1, 2), self.saved):
             os.dup2(saved, fd)
             os.close(saved)
-        for tee in self.tees:
-            tee.wait()
+        self.tee.wait()
         with open(at(self.path), "a", encoding="utf-8") as file:
             file.write("TASK OK\n" if error is None else f"TASK ERROR: {error}\n")
 

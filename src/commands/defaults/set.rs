@@ -81,6 +81,11 @@ fn may(node: &Node<'_>, wanted: Features) -> Result<()> {
         }
         Reading::Unknown(failure) => return refuse(format!("what the kernel can map is unknown: {failure}")),
     }
+    has_quorum(node)
+}
+
+/// Asked before anything is shown, and again right before the change: it may have been lost while a lock was waited for.
+fn has_quorum(node: &Node<'_>) -> Result<()> {
     match quorate(node.root) {
         Reading::Known(true) => Ok(()),
         Reading::Known(false) => refuse("the cluster has no quorum, and /etc/pve cannot be written"),
@@ -238,6 +243,7 @@ impl Change {
     fn carry_out(&self, node: &Node<'_>, wanted: Features, backup: &str) -> Result<()> {
         match self {
             Self::Monitors(command) => {
+                has_quorum(node)?;
                 System.run(command)?.check()?;
                 let connection = admin(node.root).context("client.admin's keyring is gone")?;
                 match read(&connection, &[], node.limit).cluster {
@@ -247,6 +253,7 @@ impl Change {
             }
             Self::File { file, old, new } => {
                 let _lock = PveLock::take(node)?;
+                has_quorum(node)?;
                 replace(file, old, new, &node.root.path(backup))
                     .with_context(|| format!("cannot write {CONF}"))?;
                 hold(&file.to_string_lossy(), wanted, &node.own_users())
