@@ -213,6 +213,160 @@ fn an_ordinary_lock_on_the_config_does_not_forbid() {
     }
 }
 
+/// What `check` calls ready Proxmox VE starts.
+#[test]
+fn a_lock_on_the_config_blocks_by_hand_and_nowhere_else() {
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let looking = Policy { read_only: Some("alive on pve2".into()), ..policy("") };
+    for lock in
+        ["backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending"]
+    {
+        let mut survey = healthy();
+        survey["guest"]["lock"] = json!(lock);
+        let seen = see(&survey);
+        assert_eq!((seen.verdict(), exit_code(&seen.findings) as u8), (Verdict::Blocked, 3), "{lock}");
+        let told = seen.findings.iter().find(|f| f.code.name() == "guest-locked").unwrap();
+        assert!(
+            told.remedy.text.contains("`qm unlock 516`") && told.remedy.text.contains("safe"),
+            "{told:?}"
+        );
+        for policy in [&in_hook, &looking] {
+            let seen = see_with(&survey, policy);
+            assert_eq!(seen.severity("guest-locked"), Some(Severity::Note), "{lock}");
+            assert!(exit_code(&seen.findings) as u8 == 0, "{lock}");
+        }
+        for (place, value) in
+            [("running", json!({ "known": true })), ("running", unknown()), ("name", json!("pve2"))]
+        {
+            let mut survey = survey.clone();
+            survey["node"][place] = value;
+            assert_eq!(see(&survey).severity("guest-locked"), Some(Severity::Note), "{lock} {place}");
+        }
+    }
+    let mut survey = healthy();
+    survey["guest"]["lock"] = json!("suspended");
+    assert_eq!(see(&survey).verdict(), Verdict::Ready, "a start resumes it");
+    survey["guest"]["kind"] = json!("lxc");
+    assert_eq!(see(&survey).verdict(), Verdict::Blocked);
+    assert_eq!(see_with(&survey, &policy("ignore: [guest-locked]")).verdict(), Verdict::Ready);
+}
+
+#[test]
+fn what_proxmox_ve_refuses_blocks_by_hand_and_nowhere_else() {
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let snippet = |option: &str, refused: Value| json!([{ "option": option, "volid": "local:snippets/x", "refused": refused }]);
+    for (code, place, value, hook) in [
+        ("quorum-missing", "quorate", json!({ "known": false }), Severity::Warning),
+        ("hookscript-missing", "snippets", snippet("hookscript", json!({ "known": "no" })), Severity::Note),
+        ("cicustom-missing", "snippets", snippet("cicustom user", json!({ "known": "no" })), Severity::Note),
+    ] {
+        let mut survey = healthy();
+        survey["node"][place] = value;
+        let seen = see(&survey);
+        assert_eq!(
+            (seen.severity(code), seen.verdict()),
+            (Some(Severity::Blocker), Verdict::Blocked),
+            "{code}"
+        );
+        assert_eq!(exit_code(&seen.findings) as u8, 3, "{code}");
+        let seen = see_with(&survey, &in_hook);
+        assert_eq!(seen.severity(code), Some(hook), "{code}");
+        assert_eq!(exit_code(&seen.findings) as u8, 0, "{code}");
+        survey["node"]["running"] = json!({ "known": true });
+        assert!(see(&survey).severity(code) < Some(Severity::Blocker), "{code}");
+    }
+    // What is not known stops nothing.
+    for (place, value) in [("quorate", unknown()), ("snippets", snippet("hookscript", unknown()))] {
+        let mut survey = healthy();
+        survey["node"][place] = value;
+        assert_eq!(see(&survey).verdict(), Verdict::Ready, "{place}");
+    }
+}
+
+#[test]
+fn a_hookscript_of_our_own_is_brought_back_by_attach() {
+    let mut survey = healthy();
+    for (volid, told) in [
+        ("local:snippets/rbd-preflight", "rbd-preflight attach 516"),
+        ("local:snippets/x", "qm set 516 --delete hookscript"),
+    ] {
+        survey["node"]["snippets"] =
+            json!([{ "option": "hookscript", "volid": volid, "refused": { "known": "no" } }]);
+        let seen = see(&survey);
+        let found = seen.findings.iter().find(|f| f.code.name() == "hookscript-missing").unwrap();
+        assert!(format!("{:?}", found.remedy).contains(told), "{found:?}");
+    }
+}
+
+/// The flag `full` of the pool, as `osd pool ls detail` has it.
+#[test]
+fn a_full_pool_stops_what_is_opened_for_writing_in_it() {
+    let full = |pool: &str| {
+        let mut survey = mendable();
+        survey["clusters"][0]["known"]["health"] = json!({ "known": { "status": "HEALTH_ERR",
+            "checks": [["POOL_FULL", "1 pool(s) full"]], "errors": [] } });
+        survey["clusters"][0]["known"]["full_pools"] = json!({ "known": [pool] });
+        survey
+    };
+    let seen = see(&full("rbd"));
+    assert_eq!(seen.severity("cluster-full"), Some(Severity::Blocker));
+    assert_eq!(seen.kind("cluster-full"), Some(RemedyKind::Wait));
+    assert!(seen.actions.is_empty(), "a change would hang: {:?}", seen.actions);
+    assert_eq!(seen.severity("cluster-health"), None, "it is told once");
+    let in_hook = Policy { scope: Scope::InHook, map: true, ..policy("") };
+    assert_eq!(exit_code(&see_with(&full("rbd"), &in_hook).findings) as u8, 3);
+
+    let severity = |survey: &Value| see(survey).severity("cluster-full");
+    assert_eq!(severity(&full("another")), None);
+    let mut data = full("data");
+    data["storages"]["ceph"]["section"]["data_pool"] = json!("data");
+    assert_eq!(severity(&data), Some(Severity::Warning), "the guest starts, and its writes wait");
+    assert!(!see(&data).actions.is_empty());
+    for (place, value) in [("role", json!("cdrom")), ("read_only", json!(true))] {
+        let mut read = full("rbd");
+        read["disks"][0][place] = value;
+        assert_eq!(severity(&read), Some(Severity::Warning), "{place}");
+    }
+    let mut mapped = full("rbd");
+    let mut own = mapping(0, 5, "");
+    own["image"] = json!("vm-516-disk-scsi0");
+    mapped["node"]["kernel"]["mappings"] = json!({ "known": [own] });
+    assert_eq!(severity(&mapped), Some(Severity::Warning), "PVE maps nothing that is mapped");
+    mapped["node"]["kernel"]["mappings"] = unknown();
+    assert_eq!(severity(&mapped), Some(Severity::Warning), "it is not sure");
+    let mut unread = full("rbd");
+    unread["clusters"][0]["known"]["full_pools"] = unknown();
+    assert_eq!(severity(&unread), None);
+}
+
+#[test]
+fn inactive_placement_groups_of_the_images_pool_block_by_hand_and_warn_in_the_hook() {
+    let inactive = |pool: &str| {
+        let mut survey = healthy();
+        survey["clusters"][0]["known"]["health"] = json!({ "known": { "status": "HEALTH_WARN",
+            "checks": [["PG_AVAILABILITY", "Reduced data availability: 9 pgs inactive"]], "errors": [] } });
+        survey["clusters"][0]["known"]["inactive_pools"] = json!({ "known": [
+            { "pool": pool, "count": 9, "groups": ["pg 2.1f is down, acting [3]"] } ] });
+        survey
+    };
+    let seen = see(&inactive("rbd"));
+    let found = seen.findings.iter().find(|f| f.code.name() == "placement-groups-inactive").unwrap();
+    assert_eq!((found.severity, seen.verdict()), (Severity::Blocker, Verdict::Blocked));
+    assert_eq!(found.detail, "pool rbd: pg 2.1f is down, acting [3], and 8 more");
+    assert_eq!(seen.severity("cluster-health"), None, "it is told once");
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let seen = see_with(&inactive("rbd"), &in_hook);
+    assert_eq!(seen.severity("placement-groups-inactive"), Some(Severity::Warning));
+    assert_eq!(
+        exit_code(&seen.findings) as u8,
+        0,
+        "whether the start needs what lies in them cannot be told"
+    );
+    let seen = see(&inactive("another"));
+    assert_eq!(seen.severity("placement-groups-inactive"), None);
+    assert_eq!(seen.severity("cluster-health"), Some(Severity::Warning));
+}
+
 /// The second connection to a cluster may read the blocklist where the first may not.
 #[test]
 fn a_blocklist_that_one_user_may_not_read_is_read_by_another() {

@@ -2,7 +2,7 @@
 
 use crate::ceph::alive::bare_address;
 use crate::ceph::binding::Cluster;
-use crate::ceph::cluster::{BlocklistEntry, Health};
+use crate::ceph::cluster::{BlocklistEntry, Health, InactivePool, UNAVAILABLE};
 use crate::ceph::features::Features;
 use crate::reading::{Failure, Reading};
 use serde::Deserialize;
@@ -18,10 +18,42 @@ pub fn read_health(cluster: &Cluster) -> Reading<Health> {
     ask(cluster, "health", parse_health).into()
 }
 
-/// The pools that take no more writes: those with the flag `full` (`osd pool ls detail`, `pg_pool_t::FLAG_FULL`).
-pub fn read_full_pools(cluster: &Cluster) -> Reading<Vec<String>> {
+/// A pool, as far as its service goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolService {
+    id: i64,
+    name: String,
+    /// It takes no more writes: the flag `full` (`pg_pool_t::FLAG_FULL`).
+    full: bool,
+}
+
+/// All pools (`osd pool ls detail`).
+pub fn read_pools(cluster: &Cluster) -> Reading<Vec<PoolService>> {
     let request = serde_json::json!({ "prefix": "osd pool ls", "detail": "detail", "format": "json" });
-    request_json(cluster, "osd pool ls detail", &request, parse_full_pools).into()
+    request_json(cluster, "osd pool ls detail", &request, parse_pools).into()
+}
+
+/// The names of those pools that take no more writes.
+pub fn full_pools(pools: &Reading<Vec<PoolService>>) -> Reading<Vec<String>> {
+    match pools {
+        Reading::Known(pools) => {
+            Reading::Known(pools.iter().filter(|pool| pool.full).map(|pool| pool.name.clone()).collect())
+        }
+        Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
+    }
+}
+
+/// Those pools that have inactive placement groups (`health detail`, the check `PG_AVAILABILITY`).
+pub fn read_inactive_pools(
+    cluster: &Cluster,
+    pools: &Reading<Vec<PoolService>>,
+) -> Reading<Vec<InactivePool>> {
+    let pools = match pools {
+        Reading::Known(pools) => pools,
+        Reading::Unknown(failure) => return Reading::Unknown(failure.clone()),
+    };
+    let request = serde_json::json!({ "prefix": "health", "detail": "detail", "format": "json" });
+    request_json(cluster, "health detail", &request, |answer| parse_inactive(answer, pools)).into()
 }
 
 /// The addresses of this client, without their messengers' types.
@@ -122,15 +154,42 @@ fn entry(Entry { addr, range, until }: Entry) -> Option<BlocklistEntry> {
 
 #[derive(Deserialize)]
 struct RawPool {
+    #[serde(default)]
+    pool_id: i64,
     pool_name: String,
     #[serde(default)]
     flags_names: String,
 }
 
-fn parse_full_pools(answer: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+fn parse_pools(answer: &[u8]) -> Result<Vec<PoolService>, serde_json::Error> {
     let pools: Vec<RawPool> = serde_json::from_slice(answer)?;
-    let full = pools.into_iter().filter(|pool| pool.flags_names.split(',').any(|flag| flag == "full"));
-    Ok(full.map(|pool| pool.pool_name).collect())
+    let of = |RawPool { pool_id, pool_name, flags_names }| PoolService {
+        id: pool_id,
+        name: pool_name,
+        full: flags_names.split(',').any(|flag| flag == "full"),
+    };
+    Ok(pools.into_iter().map(of).collect())
+}
+
+/// How many of a pool's inactive groups are kept word for word.
+const GROUPS_KEPT: usize = 4;
+
+/// What `health detail` says of placement groups: `pg 2.1f is stuck inactive for 5m, current state …`. The number before the
+/// dot is the pool's (`PGMap::get_health_checks`).
+fn parse_inactive(answer: &[u8], pools: &[PoolService]) -> Result<Vec<InactivePool>, serde_json::Error> {
+    let RawHealth { checks, .. } = serde_json::from_slice(answer)?;
+    let mut found: BTreeMap<i64, InactivePool> = BTreeMap::new();
+    for RawDetail { message } in checks.get(UNAVAILABLE).into_iter().flat_map(|check| &check.detail) {
+        let id = message.strip_prefix("pg ").and_then(|rest| rest.split_once('.')?.0.parse().ok());
+        let Some(pool) = id.and_then(|id: i64| pools.iter().find(|pool| pool.id == id)) else { continue };
+        let new = || InactivePool { pool: pool.name.clone(), count: 0, groups: Vec::new() };
+        let entry = found.entry(pool.id).or_insert_with(new);
+        entry.count += 1;
+        if entry.groups.len() < GROUPS_KEPT {
+            entry.groups.push(message.clone());
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 #[derive(Deserialize)]
@@ -147,6 +206,13 @@ struct RawCheck {
     #[serde(default)]
     muted: bool,
     summary: RawSummary,
+    #[serde(default)]
+    detail: Vec<RawDetail>,
+}
+
+#[derive(Deserialize)]
+struct RawDetail {
+    message: String,
 }
 
 #[derive(Deserialize)]
@@ -210,6 +276,33 @@ mod tests {
         let expected = ("POOL_NO_REDUNDANCY", "2 pool(s) have no replicas configured");
         assert_eq!(health.checks, [(expected.0.to_owned(), expected.1.to_owned())]);
         assert_eq!(health.errors, Some(vec![]));
+    }
+
+    #[test]
+    fn inactive_groups_are_told_by_pool() {
+        let pools = parse_pools(
+            br#"[{"pool_id":2,"pool_name":"rbd","flags_names":"hashpspool,full,full_quota"},
+                 {"pool_id":11,"pool_name":"other","flags_names":"hashpspool,nearfull"}]"#,
+        )
+        .unwrap();
+        assert_eq!(full_pools(&Reading::Known(pools.clone())), Reading::Known(vec!["rbd".to_owned()]));
+        let messages = [
+            "pg 2.0 is stuck inactive for 5m, current state unknown, last acting []",
+            "pg 2.1f is down, acting [3]",
+            "pg 11.a is incomplete, acting [1] (reducing pool other min_size from 2 may help; search ceph.com/docs for 'incomplete')",
+            "pg 9.a is down, acting [1]",
+            "something else",
+        ];
+        let detail: Vec<_> =
+            messages.iter().map(|message| serde_json::json!({ "message": message })).collect();
+        let answer = serde_json::json!({ "status": "HEALTH_WARN", "checks": { "PG_AVAILABILITY": {
+            "severity": "HEALTH_WARN", "muted": false, "detail": detail,
+            "summary": { "message": "Reduced data availability: 3 pgs inactive, 2 pgs down", "count": 5 } } } });
+        let found = parse_inactive(answer.to_string().as_bytes(), &pools).unwrap();
+        let seen: Vec<_> = found.iter().map(|pool| (pool.pool.as_str(), pool.count)).collect();
+        assert_eq!(seen, [("rbd", 2), ("other", 1)]);
+        assert_eq!(found[0].groups, messages[..2]);
+        assert_eq!(parse_inactive(br#"{"status":"HEALTH_OK","checks":{}}"#, &pools).unwrap(), []);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::ceph::absence;
 use crate::ceph::background::{self, Wanted};
 use crate::ceph::binding::{Cluster, Errno, Pool, libraries};
-use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, Health};
+use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, Health, InactivePool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::facts::read_facts;
 use crate::ceph::features::Features;
@@ -85,6 +85,7 @@ enum News {
     Connected(Result<String, Failure>),
     OwnAddresses(Vec<String>),
     FullPools(Reading<Vec<String>>),
+    InactivePools(Reading<Vec<InactivePool>>),
     Blocklist(Reading<Vec<BlocklistEntry>>),
     Health(Reading<Health>),
     DefaultFeatures(Reading<Features>),
@@ -99,6 +100,7 @@ struct Gathered {
     fsid: Option<Result<String, Failure>>,
     own_addresses: Vec<String>,
     full_pools: Option<Reading<Vec<String>>>,
+    inactive_pools: Option<Reading<Vec<InactivePool>>>,
     blocklist: Option<Reading<Vec<BlocklistEntry>>>,
     health: Option<Reading<Health>>,
     default_features: Option<Reading<Features>>,
@@ -113,6 +115,7 @@ impl Gathered {
             News::Connected(result) => self.fsid = Some(result),
             News::OwnAddresses(addresses) => self.own_addresses = addresses,
             News::FullPools(reading) => self.full_pools = Some(reading),
+            News::InactivePools(reading) => self.inactive_pools = Some(reading),
             News::Blocklist(reading) => self.blocklist = Some(reading),
             News::Health(reading) => self.health = Some(reading),
             News::DefaultFeatures(reading) => self.default_features = Some(reading),
@@ -142,6 +145,7 @@ impl Gathered {
             fsid,
             own_addresses: self.own_addresses,
             full_pools: self.full_pools,
+            inactive_pools: self.inactive_pools,
             blocklist: or_late(self.blocklist, "ask the monitors: osd blocklist ls"),
             health: or_late(self.health, "ask the monitors: health"),
             default_features: or_late(self.default_features, "read the option rbd_default_features"),
@@ -213,9 +217,17 @@ fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
     let health = monitors::read_health(cluster);
     let full = health.known().is_some_and(Health::is_full);
+    let inactive = health.known().is_some_and(Health::has_inactive_groups);
     let _ = tell.send(News::Health(health));
+    if !full && !inactive {
+        return;
+    }
+    let pools = monitors::read_pools(cluster);
     if full {
-        let _ = tell.send(News::FullPools(monitors::read_full_pools(cluster)));
+        let _ = tell.send(News::FullPools(monitors::full_pools(&pools)));
+    }
+    if inactive {
+        let _ = tell.send(News::InactivePools(monitors::read_inactive_pools(cluster, &pools)));
     }
 }
 

@@ -6,9 +6,10 @@ use crate::clock::jitter;
 use crate::commands::confirm::confirm;
 use crate::commands::session::Session;
 use crate::commands::world::RealWorld;
+use crate::diagnose::diagnose;
 use crate::exit::{Coded, Exit};
 use crate::kernel::kmsg;
-use crate::ladder::{Begin, Rung, begin, hopeless, pause_before, rung};
+use crate::ladder::{Begin, Rung, begin, hopeless, pause_before, refused_by_pve, rung};
 use crate::process::{Command, Runner, System};
 use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
@@ -41,6 +42,13 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
             return Ok(Exit::Ready);
         }
         Begin::No(why) => return Err(Coded::error(Exit::Refused, why)),
+    }
+    let findings = diagnose(&first, &session.policy);
+    let refused: Vec<String> = refused_by_pve(&findings).into_iter().map(text::finding).collect();
+    if !refused.is_empty() {
+        let title = text::title(&session.guest);
+        let why = format!("{title} cannot be started; nothing was changed:\n{}", refused.concat().trim_end());
+        return Err(Coded::error(Exit::Stopped, why));
     }
     if let Way::Nobody(why) = way(&session)? {
         return Err(Coded::error(

@@ -112,9 +112,12 @@ codes! {
     NodeBlocklisted "node-blocklisted" Blocker
         "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
         "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
-    ClusterFull "cluster-full" Warning
-        "a pool or an OSD is full: Ceph lets writes wait, and whatever the start has to write hangs with them"
-        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota";
+    ClusterFull "cluster-full" Blocker
+        "the image's pool is full: Ceph lets writes wait, and opening an image for writing is one, so the start hangs"
+        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota (`ceph osd pool get-quota POOL`); the start goes on by itself once there is room";
+    PlacementGroupsInactive "placement-groups-inactive" Blocker
+        "placement groups of the image's pool are inactive: reads and writes of what lies in them wait without limit"
+        "bring back the OSDs that hold them (`ceph health detail`, `ceph osd tree`, `ceph pg ID query`); what lies in them is not lost by that, and is served again at once";
     ClusterHealth "cluster-health" Warning
         "the Ceph cluster is not healthy"
         "see `ceph health detail`";
@@ -247,15 +250,21 @@ codes! {
     GuestOnOtherNode "guest-on-other-node" Note
         "the guest belongs to another node; nothing is changed from here"
         "run the command on that node";
-    GuestLocked "guest-locked" Note
-        "the guest's config is locked by another operation; nothing is changed"
-        "wait for the operation to end";
+    GuestLocked "guest-locked" Blocker
+        "the guest's config is locked; PVE does not start it"
+        "wait for the task that has locked it; a lock that a task left behind is taken off with `qm unlock VMID` or `pct unlock VMID`, when no such task of the guest runs on any node";
     GuestTemplate "guest-template" Note
         "the guest is a template; its images are never changed"
         "nothing to do";
-    QuorumMissing "quorum-missing" Warning
+    QuorumMissing "quorum-missing" Blocker
         "this node has no quorum; PVE refuses to start guests and nothing is changed"
-        "bring back the cluster's other nodes";
+        "bring back the cluster's other nodes or their network (`pvecm status`, `systemctl status corosync`); PVE starts guests again as soon as a majority of the votes is there";
+    HookscriptMissing "hookscript-missing" Blocker
+        "the guest's hookscript is not there, or not executable; PVE refuses every start"
+        "bring the file back on this node, or take the hookscript out of the guest's config";
+    CicustomMissing "cicustom-missing" Blocker
+        "a snippet that PVE makes the guest's cloud-init image from is not there; PVE refuses every start"
+        "bring the file back on this node, or take it out of the guest's `cicustom`";
     GuestStateUnknown "guest-state-unknown" Warning
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
         "see the detail";

@@ -18,6 +18,7 @@ pub mod orphans;
 pub mod owner;
 mod parents;
 mod rbd_words;
+mod service;
 mod sharing;
 pub mod stops;
 mod stranger;
@@ -34,9 +35,9 @@ use std::borrow::Cow;
 /// Everything there is to say of a survey, the gravest first, then in the order of the guest's disks.
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let survey = &*looked_at(survey, policy);
-    let mut findings = guest::findings(survey);
+    let mut findings = guest::findings(survey, policy);
     findings.extend(keys::findings(survey));
-    findings.extend(cluster::findings(survey));
+    findings.extend(cluster::findings(survey, policy));
     findings.extend(client::findings(survey, forbidden_here(survey, policy).as_deref()));
     for disk in &survey.disks {
         findings.extend(of_disk(survey, policy, disk));
@@ -47,6 +48,7 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
             finding.ignored = true;
         }
     }
+    service::keep_off_full_pools(&mut findings, survey);
     budget::share_out(&mut findings, survey, policy);
     stops::only_what_is_sure(survey, &mut findings);
     if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
