@@ -78,6 +78,7 @@ impl Health {
 
 /// A pool some of whose placement groups are inactive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InactivePool {
     /// Its name.
     pub pool: String,

@@ -23,6 +23,7 @@ const MOUNTED: [&str; 3] = ["nfs", "cifs", "cephfs"];
 
 /// A snippet that the guest's config names and that Proxmox VE will not take, or of which that could not be found out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SnippetFacts {
     /// The option that names it: `hookscript`, `cicustom user`.
     pub option: String,

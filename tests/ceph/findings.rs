@@ -19,7 +19,7 @@ fn assert_found(node: &Node, vmid: u32, code: &str, severity: &str, exit: i32) -
 fn healthy_is_ready() {
     let (node, vmid, _) = Node::with_vm(DEFAULT);
     let report = node.check(vmid);
-    assert_eq!(report["verdict"], "ready", "{report:#}");
+    node.assert_healthy(vmid);
     let wanted: Vec<&str> = DEFAULT.split(',').collect();
     assert_eq!(report["disks"][0]["features"], serde_json::json!(wanted));
 }

@@ -25,6 +25,7 @@ mod many;
 mod mirror;
 mod names;
 mod options;
+mod ready;
 mod repair;
 mod sequences;
 mod undo;

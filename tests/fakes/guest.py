@@ -84,6 +84,7 @@ class Tool:
         print(f"status: {'running' if self.pid(vmid) else 'stopped'}")
 
     def start(self, vmid):
+        pve.check_quorum()
         state = pve.ha_state(f"{self.ha}:{vmid}")
         if state not in (None, "ignored") and "FAKE_HA" not in os.environ:
             print(f"Requesting HA start for {'VM' if self.kind == 'qm' else 'CT'} {vmid}", flush=True)
@@ -97,6 +98,7 @@ class Tool:
                 raise Died(f"{'VM' if self.kind == 'qm' else 'CT'} {vmid} already running")
             if conf.get("lock") != "suspended":
                 self.check_lock(conf)
+            pve.check_cicustom(conf, vmid)
             pve.exec_hookscript(conf, vmid, "pre-start", stop_on_error=True)
             self.activate(vmid)
             self.launch(vmid)

@@ -19,7 +19,11 @@ if ROOT in ("", "/"):
 
 
 class Died(Exception):
-    """What Perl's die is: a message on stderr and a failure."""
+    """What Perl's die is: a message on stderr and a failure, 255 unless PVE says otherwise."""
+
+    def __init__(self, message, code=255):
+        super().__init__(message)
+        self.code = code
 
 
 def at(path):
@@ -53,7 +57,7 @@ def node():
 
 
 def main(run):
-    """Runs a stand-in; a message of Died goes to stderr, the exit code is PVE's 255."""
+    """Runs a stand-in; a message of Died goes to stderr, and its exit code is PVE's."""
     name = os.path.basename(sys.argv[0])
     log(shlex.join([name] + sys.argv[1:]))
     try:
@@ -61,7 +65,7 @@ def main(run):
     except Died as died:
         sys.stdout.flush()
         print(died, file=sys.stderr)
-        sys.exit(255)
+        sys.exit(died.code)
 
 
 def storages():
@@ -97,6 +101,23 @@ def check_hookscript(volid):
     if not os.stat(path).st_mode & 0o111:
         raise Died(f"script '{volid}' is not executable")
     return path
+
+
+def check_quorum():
+    """What PVE::Cluster::check_cfs_quorum says; `qm` ends with 2 then. A test's link has no bits of pmxcfs's."""
+    members = json.loads(read("/etc/pve/.members", "{}"))
+    if members.get("cluster", {}).get("quorate", 1) != 1:
+        raise Died("cluster not ready - no quorum?", 2)
+
+
+def check_cicustom(conf, vmid):
+    """PVE::QemuServer::Cloudinit reads the snippets of `cicustom` wherever there is a cloud-init image to be written."""
+    image = any(f"vm-{vmid}-cloudinit" in value for key, value in conf.items() if key != "cicustom")
+    for part in filter(None, conf.get("cicustom", "").split(",") if image else []):
+        volid = part.split("=", 1)[1]
+        storage, name = volid.split(":", 1)
+        if not os.path.exists(os.path.join(snippet_directory(storage), name[len("snippets/"):])):
+            raise Died(f"volume '{volid}' does not exist")
 
 
 def exec_hookscript(conf, vmid, phase, stop_on_error=False):
