@@ -223,6 +223,15 @@ codes! {
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
         "see what the kernel said";
+    KernelTooOld "kernel-too-old" Blocker
+        "this node's kernel lacks features of Ceph's protocol that the cluster demands of its clients"
+        "boot a newer kernel, or take back in the cluster what demands them (the detail names it: `ceph osd crush show-tunables`, `ceph osd dump | grep upmap`; other tunables move data)";
+    MapOptionUnknown "map-option-unknown" Blocker
+        "the map is made with an option that this node's rbd or kernel does not take"
+        "take the option out of `rbd_default_map_options` (`rbd config image ls`, `rbd config pool ls`, ceph.conf, `ceph config dump`), or boot a kernel that knows it";
+    KernelKeyringRefused "kernel-keyring-refused" Blocker
+        "the kernel's own keyring takes no key"
+        "look at the quota of root's keys (`cat /proc/key-users`, `sysctl kernel.keys.root_maxkeys kernel.keys.root_maxbytes`), and whether a container or a security module forbids add_key(2)";
     MsModeMismatch "ms-mode-mismatch" Blocker
         "no monitor has an address that speaks the protocol which the map asks for (ms_mode)"
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
