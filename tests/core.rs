@@ -339,6 +339,54 @@ fn a_full_pool_stops_what_is_opened_for_writing_in_it() {
     assert_eq!(severity(&unread), None);
 }
 
+/// `rbd map` goes by the monitors' own map, the options that maps take by default, and its release.
+#[test]
+fn monitors_without_an_address_that_a_map_asks_for_are_told_before_it() {
+    let only = |protocol: Value, release: Value, options: Value| {
+        let mut survey = healthy();
+        survey["clusters"][0]["known"]["only_protocol"] = protocol;
+        survey["node"]["rbd_release"] = release;
+        survey["disks"][0]["map_options"] = options;
+        survey
+    };
+    let (old, new) = (json!({ "known": "19.2.6" }), json!({ "known": "20.2.4" }));
+    let told = |survey: &Value| see(survey).severity("ms-mode-mismatch");
+    let options = |text: &str| json!({ "known": text });
+    let mismatch = only(json!("v2"), old.clone(), options("rxbounce"));
+    assert_eq!((told(&mismatch), see(&mismatch).verdict()), (Some(Severity::Blocker), Verdict::Blocked));
+    assert_eq!(told(&only(json!("v1"), new.clone(), options(""))), Some(Severity::Blocker));
+    assert_eq!(told(&only(json!("v1"), old.clone(), options("ms_mode=secure"))), Some(Severity::Blocker));
+    for healthy in [
+        only(json!("v2"), old.clone(), options("ms_mode=prefer-crc")),
+        only(json!("v2"), new.clone(), options("")),
+        only(json!("v1"), old.clone(), options("")),
+        only(Value::Null, old.clone(), options("")),
+        // What is not known is not claimed.
+        only(json!("v2"), unknown(), options("")),
+        only(json!("v2"), Value::Null, options("")),
+        only(json!("v2"), old.clone(), unknown()),
+        only(json!("v2"), old, Value::Null),
+    ] {
+        assert_eq!(told(&healthy), None, "{healthy:#}");
+    }
+    // Where the map is about to be tried, that tells.
+    for policy in
+        [Policy { map: true, ..policy("") }, Policy { scope: Scope::InHook, map: true, ..policy("") }]
+    {
+        let seen = see_with(&mismatch, &policy);
+        assert_eq!(seen.severity("ms-mode-mismatch"), Some(Severity::Warning));
+        assert!(
+            seen.changes().iter().any(|change| matches!(change, Change::Map { .. })),
+            "{:?}",
+            seen.actions
+        );
+    }
+    let mut librbd = mismatch.clone();
+    librbd["disks"] = json!([disk("scsi0", "librbd")]);
+    librbd["disks"][0]["map_options"] = options("");
+    assert_eq!(told(&librbd), None);
+}
+
 #[test]
 fn inactive_placement_groups_of_the_images_pool_block_by_hand_and_warn_in_the_hook() {
     let inactive = |pool: &str| {

@@ -10,7 +10,7 @@ use rbd_preflight::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 24] = [
+const ALL: [Ground; 25] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -34,6 +34,7 @@ const ALL: [Ground; 24] = [
     Ground::Snippet,
     Ground::FullPool,
     Ground::Groups,
+    Ground::Protocol,
     Ground::Tried,
 ];
 
@@ -158,6 +159,11 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
         ),
         G::FullPool => set(&["clusters", "0", "known", "full_pools"], json!({ "known": ["rbd"] })),
         G::Groups => set(&["clusters", "0", "known", "inactive_pools"], json!({ "known": [] })),
+        G::Protocol => {
+            set(&["clusters", "0", "known", "only_protocol"], json!("v2"));
+            set(&["node", "rbd_release"], json!({ "known": "19.2.6" }));
+            set(&["disks", "0", "map_options"], json!({ "known": "" }));
+        }
         G::Tried => {
             let target = json!({ "storage": "ceph", "fsid": "f", "rbd_arguments": [],
                                  "spec": { "pool": "rbd", "namespace": null, "image": "a" } });

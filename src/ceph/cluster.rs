@@ -105,6 +105,10 @@ pub struct ClusterFacts {
     /// The pools with inactive placement groups (`health detail`); only asked where the health says that there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inactive_pools: Option<Reading<Vec<InactivePool>>>,
+    /// `v1` or `v2`: the only protocol at which a monitor has an address in the monitors' own map, which `rbd map` takes its
+    /// addresses from, whatever ceph.conf says (run on 16.2.15). None where they have both, or that could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_protocol: Option<String>,
     /// `osd blocklist ls`.
     pub blocklist: Reading<Vec<BlocklistEntry>>,
     /// `health`.

@@ -6,7 +6,7 @@ use crate::ceph::cluster::{BlocklistEntry, Health, InactivePool, UNAVAILABLE};
 use crate::ceph::features::Features;
 use crate::reading::{Failure, Reading};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `osd blocklist ls`.
 pub fn read_blocklist(cluster: &Cluster) -> Reading<Vec<BlocklistEntry>> {
@@ -54,6 +54,44 @@ pub fn read_inactive_pools(
     };
     let request = serde_json::json!({ "prefix": "health", "detail": "detail", "format": "json" });
     request_json(cluster, "health detail", &request, |answer| parse_inactive(answer, pools)).into()
+}
+
+/// The only protocol at which any monitor has an address (`mon dump`); `None` where they have both, or it is not known.
+pub fn read_only_protocol(cluster: &Cluster) -> Option<String> {
+    ask(cluster, "mon dump", parse_only_protocol).ok().flatten()
+}
+
+#[derive(Deserialize)]
+struct RawMonMap {
+    mons: Vec<RawMonitor>,
+}
+
+#[derive(Deserialize)]
+struct RawMonitor {
+    public_addrs: RawAddresses,
+}
+
+#[derive(Deserialize)]
+struct RawAddresses {
+    addrvec: Vec<RawAddress>,
+}
+
+#[derive(Deserialize)]
+struct RawAddress {
+    #[serde(rename = "type")]
+    protocol: String,
+}
+
+fn parse_only_protocol(answer: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    let RawMonMap { mons } = serde_json::from_slice(answer)?;
+    let addresses = mons.into_iter().flat_map(|monitor| monitor.public_addrs.addrvec);
+    let protocols: BTreeSet<String> = addresses.map(|address| address.protocol).collect();
+    let mut all = protocols.into_iter();
+    // `any` and whatever else may come is none of the two.
+    Ok(match (all.next(), all.next()) {
+        (Some(one), None) if one == "v1" || one == "v2" => Some(one),
+        _ => None,
+    })
 }
 
 /// The addresses of this client, without their messengers' types.
@@ -276,6 +314,28 @@ mod tests {
         let expected = ("POOL_NO_REDUNDANCY", "2 pool(s) have no replicas configured");
         assert_eq!(health.checks, [(expected.0.to_owned(), expected.1.to_owned())]);
         assert_eq!(health.errors, Some(vec![]));
+    }
+
+    #[test]
+    fn monitors_of_one_protocol_are_told() {
+        let of = |protocols: &[&[&str]]| {
+            let monitor = |protocols: &&[&str]| {
+                let addresses: Vec<_> = protocols
+                    .iter()
+                    .map(|p| serde_json::json!({ "type": p, "addr": "10.0.0.1:3300", "nonce": 0 }))
+                    .collect();
+                serde_json::json!({ "name": "a", "public_addrs": { "addrvec": addresses } })
+            };
+            let map =
+                serde_json::json!({ "epoch": 2, "mons": protocols.iter().map(monitor).collect::<Vec<_>>() });
+            parse_only_protocol(map.to_string().as_bytes()).unwrap()
+        };
+        assert_eq!(of(&[&["v2", "v1"], &["v2", "v1"]]), None);
+        assert_eq!(of(&[&["v2"], &["v2", "v1"]]), None, "one of them is enough");
+        assert_eq!(of(&[&["v2"], &["v2"]]).as_deref(), Some("v2"));
+        assert_eq!(of(&[&["v1"]]).as_deref(), Some("v1"));
+        assert_eq!(of(&[&["any"]]), None);
+        assert_eq!(of(&[]), None);
     }
 
     #[test]

@@ -86,6 +86,7 @@ enum News {
     OwnAddresses(Vec<String>),
     FullPools(Reading<Vec<String>>),
     InactivePools(Reading<Vec<InactivePool>>),
+    OnlyProtocol(Option<String>),
     Blocklist(Reading<Vec<BlocklistEntry>>),
     Health(Reading<Health>),
     DefaultFeatures(Reading<Features>),
@@ -101,6 +102,7 @@ struct Gathered {
     own_addresses: Vec<String>,
     full_pools: Option<Reading<Vec<String>>>,
     inactive_pools: Option<Reading<Vec<InactivePool>>>,
+    only_protocol: Option<String>,
     blocklist: Option<Reading<Vec<BlocklistEntry>>>,
     health: Option<Reading<Health>>,
     default_features: Option<Reading<Features>>,
@@ -115,6 +117,7 @@ impl Gathered {
             News::Connected(result) => self.fsid = Some(result),
             News::OwnAddresses(addresses) => self.own_addresses = addresses,
             News::FullPools(reading) => self.full_pools = Some(reading),
+            News::OnlyProtocol(protocol) => self.only_protocol = protocol,
             News::InactivePools(reading) => self.inactive_pools = Some(reading),
             News::Blocklist(reading) => self.blocklist = Some(reading),
             News::Health(reading) => self.health = Some(reading),
@@ -146,6 +149,7 @@ impl Gathered {
             own_addresses: self.own_addresses,
             full_pools: self.full_pools,
             inactive_pools: self.inactive_pools,
+            only_protocol: self.only_protocol,
             blocklist: or_late(self.blocklist, "ask the monitors: osd blocklist ls"),
             health: or_late(self.health, "ask the monitors: health"),
             default_features: or_late(self.default_features, "read the option rbd_default_features"),
@@ -215,6 +219,7 @@ fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
     let _ = tell.send(News::DefaultFeatures(monitors::read_default_features(cluster)));
     let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(cluster)));
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
+    let _ = tell.send(News::OnlyProtocol(monitors::read_only_protocol(cluster)));
     let health = monitors::read_health(cluster);
     let full = health.known().is_some_and(Health::is_full);
     let inactive = health.known().is_some_and(Health::has_inactive_groups);

@@ -250,6 +250,14 @@ impl<'a> Image<'a> {
     pub fn rbd(&self, arguments: &[&str]) -> String {
         Command::new("rbd").args(&self.target.rbd_arguments).args(arguments).display()
     }
+
+    /// The same for a subcommand that takes the pool as an argument, and neither `-p` nor `--namespace`.
+    pub fn rbd_of_pool(&self, arguments: &[&str]) -> String {
+        let pairs = self.target.rbd_arguments.chunks(2);
+        let kept = pairs
+            .filter(|pair| !pair.first().is_some_and(|option| option == "-p" || option == "--namespace"));
+        Command::new("rbd").args(kept.flatten()).args(arguments).display()
+    }
 }
 
 /// Why an image itself may not be changed: by the gate, or since its lock would be taken from somebody who may live.

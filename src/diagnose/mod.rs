@@ -17,6 +17,7 @@ mod mapping;
 pub mod orphans;
 pub mod owner;
 mod parents;
+mod protocol;
 mod rbd_words;
 mod service;
 mod sharing;
@@ -106,6 +107,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
         findings.extend(parents::findings(&image));
         findings.extend(lock::findings(&image));
         findings.extend(mapping::findings(&image, policy.map));
+        findings.extend(protocol::finding(&image, policy.map));
     }
     if disk.disk.before_hook && findings.iter().any(|finding| finding.severity > Severity::Note) {
         findings.push(Finding::new(code::Code::CloudinitBeforeHook, String::new()));

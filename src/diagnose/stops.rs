@@ -60,6 +60,8 @@ pub enum Ground {
     FullPool,
     /// What the manager says of placement groups, read in detail.
     Groups,
+    /// The only protocol of the monitors, and what a map asks for.
+    Protocol,
     /// This run has tried the map, or the change, and it failed.
     Tried,
 }
@@ -114,7 +116,7 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::KernelTooOld, &[G::Tried]),
     (Code::MapOptionUnknown, &[G::Tried]),
     (Code::KernelKeyringRefused, &[G::Tried]),
-    (Code::MsModeMismatch, &[G::Tried]),
+    (Code::MsModeMismatch, &[G::Protocol, G::Tried]),
     (Code::ObjectMapBroken, &[G::Tried]),
     (Code::KernelModuleMissing, &[G::Module]),
     (Code::UdevLinkMissing, &[G::Mapped]),
@@ -184,6 +186,15 @@ impl<'a> Seen<'a> {
                     facts.full_pools.as_ref().is_some_and(|full| full.known().is_some())
                 };
                 self.clusters().any(read)
+            }
+            G::Protocol => {
+                let options =
+                    |disk: &DiskFacts| disk.map_options.as_ref().is_some_and(|read| read.known().is_some());
+                let release =
+                    self.survey.node.rbd_release.as_ref().is_some_and(|read| read.known().is_some());
+                release
+                    && self.disk().is_some_and(options)
+                    && self.clusters().any(|facts| facts.only_protocol.is_some())
             }
             G::Groups => {
                 let read = |facts: &ClusterFacts| {

@@ -204,3 +204,53 @@ fn a_full_pool_is_what_hangs_the_start_and_is_said_so() {
     wait_until("the guest is ready again", LONG, || node.run(["check", &number]).code == 0);
     node.assert_healthy(vmid);
 }
+
+/// `rbd map` itself fails, before any kernel is asked, so that this is seen on a machine without one.
+#[test]
+fn monitors_of_one_protocol_are_seen_before_a_map_fails_at_them() {
+    let node = Node::on(Lab::own(&[]));
+    let vmid = new_vmid();
+    let image = format!("vm-{vmid}-disk-0");
+    node.image(&format!("rbd/{image}"), DEFAULT);
+    node.vm(vmid, &format!("scsi0: ceph-krbd:{image}\n"));
+    node.assert_healthy(vmid);
+    let release = node.lab.command("rbd").arg("--version").output().unwrap().stdout;
+    let release = String::from_utf8(release).unwrap();
+    let major: u32 = release.split(' ').nth(2).unwrap().split('.').next().unwrap().parse().unwrap();
+    let map: serde_json::Value =
+        serde_json::from_str(&node.lab.ceph(&["mon", "dump", "--format", "json"])).unwrap();
+    let addresses = map["mons"][0]["public_addrs"]["addrvec"].as_array().unwrap();
+    let only = |protocol: &str| {
+        let found = addresses.iter().find(|address| address["type"] == protocol).unwrap();
+        format!("[{protocol}:{}]", found["addr"].as_str().unwrap())
+    };
+    // What this release of `rbd` does not ask for.
+    let other = if major < 20 { "v2" } else { "v1" };
+    node.lab.ceph(&["mon", "set-addrs", "a", &only(other)]);
+    let has = |protocol: &str| {
+        let map: serde_json::Value =
+            serde_json::from_str(&node.lab.ceph(&["mon", "dump", "--format", "json"])).unwrap();
+        let addresses = map["mons"][0]["public_addrs"]["addrvec"].as_array().unwrap().clone();
+        addresses.iter().any(|address| address["type"] == protocol)
+    };
+    let gone = if other == "v2" { "v1" } else { "v2" };
+    wait_until("the monitor has one address", LONG, || !has(gone));
+    let map = node.lab.try_rbd(&["map", &image]);
+    let said = String::from_utf8_lossy(&map.stderr).into_owned();
+    assert!(said.contains("failed to get mon address (possible ms_mode mismatch)"), "{said}");
+    let report = node.check(vmid);
+    let found = finding(&report, "ms-mode-mismatch");
+    assert_eq!(
+        (found["severity"].as_str(), report["verdict"].as_str()),
+        (Some("blocker"), Some("blocked")),
+        "{report:#}"
+    );
+    // The command that is told for it.
+    let command = found["remedy"]["commands"][0].as_str().unwrap();
+    let ran = Command::new("/bin/sh").args(["-c", command]).output().unwrap();
+    assert!(ran.status.success(), "{command}: {ran:?}");
+    node.assert_healthy(vmid);
+    let map = node.lab.try_rbd(&["map", &image]);
+    let said = String::from_utf8_lossy(&map.stderr).into_owned();
+    assert!(!said.contains("ms_mode mismatch"), "{said}");
+}
