@@ -1102,6 +1102,87 @@ fn maps_are_tried_again_while_that_may_help() {
 }
 
 /// A map that was not tried is no failed map: PVE makes its own.
+/// What a map that failed for good is told to have failed of, and what to do.
+#[test]
+fn the_words_of_rbd_and_the_kernel_name_the_cause_of_a_failed_map() {
+    let policy = Policy { map: true, ..policy("") };
+    let planned = json!(see_with(&healthy(), &policy).actions[0]);
+    let told = |errno: i32, message: &str, log: &[&str]| {
+        let mut survey = healthy();
+        let failed = json!({ "action": planned, "result": "failed", "errno": errno, "message": message, "kernel_log": log });
+        survey["history"] = json!(vec![failed; 9]);
+        let seen = see_with(&survey, &policy);
+        let stops = |finding: &&Finding| finding.severity >= Severity::Blocker;
+        let found = seen.findings.into_iter().find(|finding| stops(&finding)).unwrap();
+        (found.code.name(), found.detail, found.remedy.text)
+    };
+    let mismatch = "libceph: mon0 10.0.7.102:6789 feature set mismatch, my 106b84a842a42 < server's 40106b84a842a42, missing 400000000000000";
+    let required = "libceph: mon0 10.0.7.102:6789 missing required protocol features";
+    for (errno, message, log, code, seen) in [
+        (
+            110,
+            "exit 110: rbd: sysfs write failed | rbd: map failed: (110) Connection timed out",
+            &[mismatch, required][..],
+            "kernel-too-old",
+            "CRUSH_TUNABLES5 (bit 58, Linux 4.5",
+        ),
+        (110, "exit 110: rbd: map failed", &[], "cluster-unreachable", "map failed"),
+        (
+            122,
+            "exit 122: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (122) Disk quota exceeded",
+            &[],
+            "kernel-keyring-refused",
+            "Disk quota exceeded",
+        ),
+        (
+            1,
+            "exit 1: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (1) Operation not permitted",
+            &[],
+            "kernel-keyring-refused",
+            "Operation not permitted",
+        ),
+        (
+            22,
+            "exit 22: rbd: sysfs write failed | rbd: map failed: (22) Invalid argument",
+            &["libceph: Unknown parameter 'rxbounce'"],
+            "map-option-unknown",
+            "the kernel does not know the map option rxbounce",
+        ),
+        (
+            22,
+            "exit 22: rbd: unknown map option 'nonsense' | rbd: couldn't parse map options",
+            &[],
+            "map-option-unknown",
+            "unknown map option 'nonsense'",
+        ),
+        (
+            2,
+            "exit 2: rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",
+            &[],
+            "ms-mode-mismatch",
+            "failed to get mon address",
+        ),
+    ] {
+        let (found, detail, _) = told(errno, message, log);
+        assert_eq!(found, code, "{message}");
+        assert!(detail.contains(seen), "{detail}");
+    }
+    // A line about another errno is another disk's, and gives no meaning to this one.
+    let (found, detail, _) = told(5, "exit 5: rbd: map failed: (5) Input/output error", &[mismatch]);
+    assert!(found == "map-failed" && !detail.contains("CRUSH_TUNABLES5 (bit"), "{detail}");
+    let (found, _, remedy) =
+        told(75, "exit 75: rbd: map failed: (75) Value too large for defined data type", &[]);
+    assert_eq!(found, "map-failed");
+    for part in [
+        "ruled out: the image is there",
+        "nobody has locked it",
+        "nobody has it open",
+        "--save-survey 516.json",
+    ] {
+        assert!(remedy.contains(part), "{part}: {remedy}");
+    }
+}
+
 #[test]
 fn a_map_that_was_withheld_or_busy_stops_nothing() {
     let mapping = Policy { map: true, ..policy("") };

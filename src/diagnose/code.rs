@@ -108,7 +108,7 @@ codes! {
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
-        "see the detail; the guest is not checked until its cause is gone";
+        "the detail says which step failed on this node; `rbd-preflight doctor` looks at what each needs (memory, files, options, libraries); the guest is not checked until then";
     NodeBlocklisted "node-blocklisted" Blocker
         "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
         "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
@@ -126,10 +126,10 @@ codes! {
         "install the packages librados2 and librbd1";
     ImageUnreadable "image-unreadable" Unknown
         "the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "by the errno: rights of the storage's user, damaged or missing objects, OSDs that do not serve, or a node that lacks memory; `check` says which, and what to send where the cause is not known";
     FactsIncomplete "facts-incomplete" Unknown
         "part of what there is to know about the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "by the errno, as for `image-unreadable`; `check` says what to do";
     FeaturesUnsupported "features-unsupported" Blocker
         "the image has features that this node's kernel cannot map"
         "take the features off where Ceph allows it, or set `krbd 0` on the storage";
@@ -183,7 +183,7 @@ codes! {
         "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";
     InUseUnknown "in-use-unknown" Unknown
         "it could not be read whether another client has the image open"
-        "see the detail; try again when its cause is gone";
+        "by the errno, as for `image-unreadable`; `rbd status IMAGE` asks the same by hand";
     LockExternal "lock-external" Blocker
         "the image has a lock that was set by hand or by a script"
         "when its owner is surely gone, remove it";
@@ -222,7 +222,7 @@ codes! {
         "map it";
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
-        "see what the kernel said";
+        "by the errno, where that says something; else send what `check --save-survey` writes: `check` says what was ruled out, and to whom";
     KernelTooOld "kernel-too-old" Blocker
         "this node's kernel lacks features of Ceph's protocol that the cluster demands of its clients"
         "boot a newer kernel, or take back in the cluster what demands them (the detail names it: `ceph osd crush show-tunables`, `ceph osd dump | grep upmap`; other tunables move data)";
@@ -237,7 +237,7 @@ codes! {
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
     CommandUnknown "command-unknown" Unknown
         "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
-        "report it with the detail; the start goes on without it";
+        "the start goes on without it; update rbd-preflight, or report the detail with the release (`rbd --version`) to its issues";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";
@@ -276,7 +276,7 @@ codes! {
         "bring the file back on this node, or take it out of the guest's `cicustom`";
     GuestStateUnknown "guest-state-unknown" Warning
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
-        "see the detail";
+        "see that /etc/pve is mounted and answers (`systemctl status pve-cluster corosync`), then try again";
     ConfigLineDropped "config-line-dropped" Note
         "PVE does not read a line as it was meant"
         "correct the line";
@@ -356,6 +356,17 @@ mod tests {
             assert_eq!(Code::from_name(code.name()), Some(code));
             assert!(code.name().chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{code}");
             assert!(names.insert(code.name()), "{code} twice");
+        }
+    }
+
+    #[test]
+    fn no_remedy_only_points_at_what_was_seen() {
+        for code in Code::all() {
+            let remedy = code.remedy();
+            assert!(
+                !remedy.starts_with("see the detail") && !remedy.starts_with("see what"),
+                "{code}: {remedy}"
+            );
         }
     }
 

@@ -6,13 +6,13 @@ use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, gate, known, lock};
+use crate::diagnose::{advice, cluster, features, gate, lock};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::{Access, Role};
-use crate::reading::Reading;
+use crate::reading::{Failure, Reading};
 use crate::settings::DiskSettings;
 use crate::survey::{DiskFacts, StorageFacts, Survey};
 use crate::when;
@@ -330,7 +330,8 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
             Finding::new(Code::ClusterUnreachable, failure.to_string())
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }
-        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string()),
+        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string())
+            .remedy(RemedyKind::Manual, advice::unread(survey.guest.vmid, &[failure])),
     };
     vec![finding]
 }
@@ -377,15 +378,22 @@ pub fn findings(image: &Image) -> Vec<Finding> {
 
 /// Facts that could not be read and that decide nothing here by themselves; watchers have a code of their own.
 fn unread(image: &Image) -> Option<Finding> {
-    let mut unknown = Vec::new();
     let facts = image.facts;
-    known(&facts.flags, &mut unknown);
-    known(&facts.snapshots, &mut unknown);
-    known(&facts.lock, &mut unknown);
-    known(&facts.parents, &mut unknown);
-    known(&facts.mirroring, &mut unknown);
-    known(&facts.migration, &mut unknown);
-    (!unknown.is_empty()).then(|| Finding::new(Code::FactsIncomplete, unknown.join("; ")))
+    let unknown: Vec<&Failure> = [
+        facts.flags.failure(),
+        facts.snapshots.failure(),
+        facts.lock.failure(),
+        facts.parents.failure(),
+        facts.mirroring.failure(),
+        facts.migration.failure(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let told: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+    let finding = || Finding::new(Code::FactsIncomplete, told.join("; "));
+    let advice = || advice::unread(image.survey.guest.vmid, &unknown);
+    (!unknown.is_empty()).then(|| finding().remedy(RemedyKind::Manual, advice()))
 }
 
 fn mirroring(image: &Image) -> Option<Finding> {

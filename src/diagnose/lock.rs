@@ -5,6 +5,7 @@ use crate::ceph::alive::watcher_of;
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, Locker, Watcher};
+use crate::diagnose::advice;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::gate::external_locker;
@@ -12,7 +13,7 @@ use crate::diagnose::image::Image;
 use crate::diagnose::owner::{Life, blocklist_of, is_to_be_open, life, unwatching};
 use crate::kernel::Mapping;
 use crate::kernel::blocklist::entry_of;
-use crate::reading::Reading;
+use crate::reading::{Failure, Reading};
 use crate::survey::DiskFacts;
 use nix::errno::Errno;
 
@@ -35,7 +36,7 @@ fn in_use(image: &Image) -> Option<Finding> {
     }
     let watchers = match &image.facts.watchers {
         Reading::Known(watchers) => watchers,
-        Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
+        Reading::Unknown(failure) => return Some(in_use_unknown(image, failure, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
     let harmless = |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w);
@@ -48,13 +49,21 @@ fn in_use(image: &Image) -> Option<Finding> {
         let detail = format!(
             "{detail}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
         );
-        return Some(Finding::new(Code::InUseUnknown, detail));
+        return Some(in_use_unknown(image, failure, detail));
     }
     let blocklist = blocklist_of(image.survey, image.disk);
     let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
     let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
     let command = image.rbd(&["status", &image.spec.image]);
     Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
+}
+
+/// It is not known whether somebody else has the image open, and what to do about that.
+fn in_use_unknown(image: &Image, failure: &Failure, detail: String) -> Finding {
+    let command = image.rbd(&["status", &image.spec.image]);
+    Finding::new(Code::InUseUnknown, detail)
+        .remedy(RemedyKind::Manual, advice::unread(image.survey.guest.vmid, &[failure]))
+        .commands([command])
 }
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.

@@ -3,6 +3,7 @@
 use crate::action::{ActionReport, ActionResult, Change};
 use crate::ceph::features::Features;
 use crate::ceph::keyring::Key;
+use crate::diagnose::advice;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
@@ -42,7 +43,8 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
             try_again(image, Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()), next)
         }
         Code::NodeClientBlocklisted | Code::MapFailed => {
-            try_again(image, Finding::new(Code::MapFailed, detail), next)
+            let finding = Finding::new(Code::MapFailed, detail);
+            try_again(image, finding.remedy(RemedyKind::Manual, advice::map(image, errno)), next)
         }
         // What this side did wrong is no fault of the image.
         Code::CommandUnknown => Finding::new(Code::CommandUnknown, detail),

@@ -1,5 +1,6 @@
 //! What is wrong with what was seen. Pure: no clock, no file, no socket.
 
+mod advice;
 pub mod budget;
 pub mod code;
 pub mod finding;
@@ -25,7 +26,6 @@ pub mod stops;
 mod stranger;
 
 use crate::policy::Policy;
-use crate::reading::Reading;
 use crate::settings::Mode;
 use crate::survey::{DiskFacts, Survey};
 use code::Severity;
@@ -127,15 +127,4 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
 fn only_warn(finding: &mut Finding) {
     finding.severity = finding.severity.min(Severity::Warning);
     finding.remedy.withhold("PVE does not see this disk".to_owned());
-}
-
-/// The value of a reading, or a place to complain about it.
-fn known<'a, T>(reading: &'a Reading<T>, unknown: &mut Vec<String>) -> Option<&'a T> {
-    match reading {
-        Reading::Known(value) => Some(value),
-        Reading::Unknown(failure) => {
-            unknown.push(failure.to_string());
-            None
-        }
-    }
 }
