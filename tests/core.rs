@@ -1670,3 +1670,115 @@ fn what_is_about_keys_alone_makes_no_warning_of_a_clusters_health() {
     let damaged = json!(["AUTH_INSECURE_SERVICE_TICKETS", "PG_DAMAGED"]);
     assert_eq!(health("HEALTH_ERR", &with("PG_DAMAGED"), damaged), (Severity::Warning, false));
 }
+
+const GUIDE: &str = include_str!("../docs/when-a-guest-does-not-start.md");
+
+/// A row of the guide's table of texts: the text, where it is seen, the section that it leads to, and the finding's code.
+fn guide_rows() -> Vec<(String, String, String, String)> {
+    let table = GUIDE.split("## The words that you see").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let row = |line: &str| {
+        let (text, rest) = line.split_once("` | ").unwrap();
+        let cells: Vec<&str> = rest.trim_end_matches('|').split('|').map(str::trim).collect();
+        let section = cells[1].split("(#").nth(1).unwrap().trim_end_matches(')').to_owned();
+        (text.to_owned(), cells[0].to_owned(), section, cells[2].trim_matches('`').to_owned())
+    };
+    rows.map(row).collect()
+}
+
+/// A heading's name in a link, as it is made of its text.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// All that the tests, and what they play Proxmox VE with, say, line by line.
+fn sources(directory: &std::path::Path, lines: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => lines.extend(text.lines().map(str::to_owned)),
+            Err(_) if path.is_dir() => sources(&path, lines),
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn every_text_of_the_guide_leads_to_a_section_and_is_produced_by_a_test() {
+    let anchors: Vec<String> = GUIDE.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
+    let mut lines = Vec::new();
+    for directory in ["tests", "src"] {
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &mut lines);
+    }
+    let rows = guide_rows();
+    assert!(rows.len() > 30, "{}", rows.len());
+    for (text, place, section, code) in rows {
+        assert!(anchors.contains(&section), "{text}: there is no #{section}");
+        assert!(code.is_empty() || rbd_preflight::diagnose::code::Code::from_name(&code).is_some(), "{code}");
+        let parts: Vec<&str> = text.split('…').collect();
+        let holds = |line: &String| {
+            let mut rest = line.as_str();
+            parts.iter().all(|part| match rest.find(part) {
+                Some(at) => {
+                    rest = &rest[at + part.len()..];
+                    true
+                }
+                None => false,
+            })
+        };
+        match place.as_str() {
+            "kernel" => assert!(rbd_preflight::kernel::messages::parse(&text).is_some(), "{text}"),
+            // The other test looks at the errno and its words.
+            "rbd" if text.starts_with("map failed: (") => {}
+            "task" | "rbd" => assert!(lines.iter().any(holds), "no test says: {text}"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The rows of the kernel and of `rbd` name what is found where a map fails with them.
+#[test]
+fn the_guides_texts_name_what_is_found_where_a_map_fails_with_them() {
+    let policy = Policy { map: true, ..policy("") };
+    let planned = json!(see_with(&healthy(), &policy).actions[0]);
+    let found = |errno: i32, message: &str, log: &[&str]| {
+        let mut survey = healthy();
+        let failed = json!({ "action": planned, "result": "failed", "errno": errno, "message": message, "kernel_log": log });
+        survey["history"] = json!(vec![failed; 9]);
+        let stops = |finding: &Finding| finding.severity >= Severity::Blocker;
+        see_with(&survey, &policy)
+            .findings
+            .into_iter()
+            .find(stops)
+            .map(|finding| finding.code.name().to_owned())
+    };
+    let mut asked = 0;
+    for (text, place, _, code) in guide_rows() {
+        let by_kernel =
+            rbd_preflight::kernel::messages::parse(&text).and_then(|line| line.message.map_errno());
+        let told = match (place.as_str(), by_kernel) {
+            ("kernel", Some(errno)) => found(errno, "exit: rbd: sysfs write failed", &[&text]),
+            // Lines of a mapping that has died, and no map's.
+            ("kernel", None) => continue,
+            ("rbd", _) if text.starts_with("map failed: (") => {
+                let (errno, words) = text["map failed: (".len()..].split_once(") ").unwrap();
+                let errno: i32 = errno.parse().unwrap();
+                assert_eq!(nix::errno::Errno::from_raw(errno).desc(), words, "the errno's own words");
+                // Of these the kernel's line tells which it is, or the dead client is told by itself.
+                if [108, 13].contains(&errno) {
+                    continue;
+                }
+                found(errno, &format!("exit {errno}: rbd: {text}"), &[])
+            }
+            ("rbd", _) if !text.starts_with("error opening") => {
+                found(22, &format!("exit 22: rbd: {text}"), &[])
+            }
+            _ => continue,
+        };
+        assert_eq!(told.as_deref(), Some(code.as_str()), "{text}");
+        asked += 1;
+    }
+    assert!(asked > 14, "{asked}");
+}

@@ -225,7 +225,11 @@ fn a_node_that_is_on_the_blocklist_as_a_whole_is_told_so() {
     );
     // What QEMU and the kernel would get.
     let rbd = node.lab.try_rbd(&["info", &format!("rbd/vm-{vmid}-disk-0")]);
-    assert!(!rbd.status.success(), "{rbd:?}");
+    let said = String::from_utf8_lossy(&rbd.stderr).into_owned();
+    let image = format!("vm-{vmid}-disk-0");
+    let expected =
+        format!("error opening image {image}: (108) Cannot send after transport endpoint shutdown");
+    assert!(said.contains(&expected), "{said}");
     node.lab.ceph(&["osd", "blocklist", "rm", "127.0.0.1:0/0"]);
     crate::common::wait_until("the node is let in again", std::time::Duration::from_secs(20), || {
         node.run(["check", &vmid.to_string()]).code == 0
