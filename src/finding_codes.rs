@@ -111,13 +111,16 @@ codes! {
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
-        "see the detail; the guest is not checked until its cause is gone";
+        "the detail says which step failed on this node; `rbd-preflight doctor` looks at what each needs (memory, files, options, libraries); the guest is not checked until then";
     NodeBlocklisted "node-blocklisted" Blocker
         "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
         "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
-    ClusterFull "cluster-full" Warning
-        "a pool or an OSD is full: Ceph lets writes wait, and whatever the start has to write hangs with them"
-        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota";
+    ClusterFull "cluster-full" Blocker
+        "the image's pool is full: Ceph lets writes wait, and opening an image for writing is one, so the start hangs"
+        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota (`ceph osd pool get-quota POOL`); the start goes on by itself once there is room";
+    PlacementGroupsInactive "placement-groups-inactive" Blocker
+        "placement groups of the image's pool are inactive: reads and writes of what lies in them wait without limit"
+        "bring back the OSDs that hold them (`ceph health detail`, `ceph osd tree`, `ceph pg ID query`); what lies in them is not lost by that, and is served again at once";
     ClusterHealth "cluster-health" Warning
         "the Ceph cluster is not healthy"
         "see `ceph health detail`";
@@ -126,10 +129,10 @@ codes! {
         "install the packages librados2 and librbd1";
     ImageUnreadable "image-unreadable" Unknown
         "the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "by the errno: rights of the storage's user, damaged or missing objects, OSDs that do not serve, or a node that lacks memory; `check` says which, and what to send where the cause is not known";
     FactsIncomplete "facts-incomplete" Unknown
         "part of what there is to know about the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "by the errno, as for `image-unreadable`; `check` says what to do";
     FeaturesUnsupported "features-unsupported" Blocker
         "the image has features that this node's kernel cannot map"
         "take the features off where Ceph allows it, or set `krbd 0` on the storage";
@@ -186,7 +189,7 @@ codes! {
         "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";
     InUseUnknown "in-use-unknown" Unknown
         "it could not be read whether another client has the image open"
-        "see the detail; try again when its cause is gone";
+        "by the errno, as for `image-unreadable`; `rbd status IMAGE` asks the same by hand";
     LockExternal "lock-external" Blocker
         "the image has a lock that was set by hand or by a script"
         "when its owner is surely gone, remove it";
@@ -225,13 +228,22 @@ codes! {
         "map it";
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
-        "see what the kernel said";
+        "by the errno, where that says something; else send what `check --save-survey` writes: `check` says what was ruled out, and to whom";
+    KernelTooOld "kernel-too-old" Blocker
+        "this node's kernel lacks features of Ceph's protocol that the cluster demands of its clients"
+        "boot a newer kernel, or take back in the cluster what demands them (the detail names it: `ceph osd crush show-tunables`, `ceph osd dump | grep upmap`; other tunables move data)";
+    MapOptionUnknown "map-option-unknown" Blocker
+        "the map is made with an option that this node's rbd or kernel does not take"
+        "take the option out of `rbd_default_map_options` (`rbd config image ls`, `rbd config pool ls`, ceph.conf, `ceph config dump`), or boot a kernel that knows it";
+    KernelKeyringRefused "kernel-keyring-refused" Blocker
+        "the kernel's own keyring takes no key"
+        "look at the quota of root's keys (`cat /proc/key-users`, `sysctl kernel.keys.root_maxkeys kernel.keys.root_maxbytes`), and whether a container or a security module forbids add_key(2)";
     MsModeMismatch "ms-mode-mismatch" Blocker
         "no monitor has an address that speaks the protocol which the map asks for (ms_mode)"
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
     CommandUnknown "command-unknown" Unknown
         "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
-        "report it with the detail; the start goes on without it";
+        "the start goes on without it; update rbd-preflight, or report the detail with the release (`rbd --version`) to its issues";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";
@@ -253,18 +265,24 @@ codes! {
     GuestOnOtherNode "guest-on-other-node" Note
         "the guest belongs to another node; nothing is changed from here"
         "run the command on that node";
-    GuestLocked "guest-locked" Note
-        "the guest's config is locked by another operation; nothing is changed"
-        "wait for the operation to end";
+    GuestLocked "guest-locked" Blocker
+        "the guest's config is locked; PVE does not start it"
+        "wait for the task that has locked it; a lock that a task left behind is taken off with `qm unlock VMID` or `pct unlock VMID`, when no such task of the guest runs on any node";
     GuestTemplate "guest-template" Note
         "the guest is a template; its images are never changed"
         "nothing to do";
-    QuorumMissing "quorum-missing" Warning
+    QuorumMissing "quorum-missing" Blocker
         "this node has no quorum; PVE refuses to start guests and nothing is changed"
-        "bring back the cluster's other nodes";
+        "bring back the cluster's other nodes or their network (`pvecm status`, `systemctl status corosync`); PVE starts guests again as soon as a majority of the votes is there";
+    HookscriptMissing "hookscript-missing" Blocker
+        "the guest's hookscript is not there, or not executable; PVE refuses every start"
+        "bring the file back on this node, or take the hookscript out of the guest's config";
+    CicustomMissing "cicustom-missing" Blocker
+        "a snippet that PVE makes the guest's cloud-init image from is not there; PVE refuses every start"
+        "bring the file back on this node, or take it out of the guest's `cicustom`";
     GuestStateUnknown "guest-state-unknown" Warning
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
-        "see the detail";
+        "see that /etc/pve is mounted and answers (`systemctl status pve-cluster corosync`), then try again";
     ResourceMissing "resource-missing" Blocker
         "this node lacks something else that the guest needs to start"
         "give the node what is missing, or let the guest start on other nodes only (HA: a strict node affinity rule)";
@@ -352,6 +370,17 @@ mod tests {
             assert_eq!(Code::from_name(code.name()), Some(code));
             assert!(code.name().chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{code}");
             assert!(names.insert(code.name()), "{code} twice");
+        }
+    }
+
+    #[test]
+    fn no_remedy_only_points_at_what_was_seen() {
+        for code in Code::all() {
+            let remedy = code.remedy();
+            assert!(
+                !remedy.starts_with("see the detail") && !remedy.starts_with("see what"),
+                "{code}: {remedy}"
+            );
         }
     }
 

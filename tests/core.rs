@@ -214,6 +214,208 @@ fn an_ordinary_lock_on_the_config_does_not_forbid() {
     }
 }
 
+/// What `check` calls ready Proxmox VE starts.
+#[test]
+fn a_lock_on_the_config_blocks_by_hand_and_nowhere_else() {
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let looking = Policy { read_only: Some("alive on pve2".into()), ..policy("") };
+    for lock in
+        ["backup", "clone", "create", "migrate", "rollback", "snapshot", "snapshot-delete", "suspending"]
+    {
+        let mut survey = healthy();
+        survey["guest"]["lock"] = json!(lock);
+        let seen = see(&survey);
+        assert_eq!((seen.verdict(), exit_code(&seen.findings) as u8), (Verdict::Blocked, 3), "{lock}");
+        let told = seen.findings.iter().find(|f| f.code.name() == "guest-locked").unwrap();
+        assert!(
+            told.remedy.text.contains("`qm unlock 516`") && told.remedy.text.contains("safe"),
+            "{told:?}"
+        );
+        for policy in [&in_hook, &looking] {
+            let seen = see_with(&survey, policy);
+            assert_eq!(seen.severity("guest-locked"), Some(Severity::Note), "{lock}");
+            assert!(exit_code(&seen.findings) as u8 == 0, "{lock}");
+        }
+        for (place, value) in
+            [("running", json!({ "known": true })), ("running", unknown()), ("name", json!("pve2"))]
+        {
+            let mut survey = survey.clone();
+            survey["node"][place] = value;
+            assert_eq!(see(&survey).severity("guest-locked"), Some(Severity::Note), "{lock} {place}");
+        }
+    }
+    let mut survey = healthy();
+    survey["guest"]["lock"] = json!("suspended");
+    assert_eq!(see(&survey).verdict(), Verdict::Ready, "a start resumes it");
+    survey["guest"]["kind"] = json!("lxc");
+    assert_eq!(see(&survey).verdict(), Verdict::Blocked);
+    assert_eq!(see_with(&survey, &policy("ignore: [guest-locked]")).verdict(), Verdict::Ready);
+}
+
+#[test]
+fn what_proxmox_ve_refuses_blocks_by_hand_and_nowhere_else() {
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let snippet = |option: &str, refused: Value| json!([{ "option": option, "volid": "local:snippets/x", "refused": refused }]);
+    for (code, place, value, hook) in [
+        ("quorum-missing", "quorate", json!({ "known": false }), Severity::Warning),
+        ("hookscript-missing", "snippets", snippet("hookscript", json!({ "known": "no" })), Severity::Note),
+        ("cicustom-missing", "snippets", snippet("cicustom user", json!({ "known": "no" })), Severity::Note),
+    ] {
+        let mut survey = healthy();
+        survey["node"][place] = value;
+        let seen = see(&survey);
+        assert_eq!(
+            (seen.severity(code), seen.verdict()),
+            (Some(Severity::Blocker), Verdict::Blocked),
+            "{code}"
+        );
+        assert_eq!(exit_code(&seen.findings) as u8, 3, "{code}");
+        let seen = see_with(&survey, &in_hook);
+        assert_eq!(seen.severity(code), Some(hook), "{code}");
+        assert_eq!(exit_code(&seen.findings) as u8, 0, "{code}");
+        survey["node"]["running"] = json!({ "known": true });
+        assert!(see(&survey).severity(code) < Some(Severity::Blocker), "{code}");
+    }
+    // What is not known stops nothing.
+    for (place, value) in [("quorate", unknown()), ("snippets", snippet("hookscript", unknown()))] {
+        let mut survey = healthy();
+        survey["node"][place] = value;
+        assert_eq!(see(&survey).verdict(), Verdict::Ready, "{place}");
+    }
+}
+
+#[test]
+fn a_hookscript_of_our_own_is_brought_back_by_attach() {
+    let mut survey = healthy();
+    for (volid, told) in [
+        ("local:snippets/rbd-preflight", "rbd-preflight attach 516"),
+        ("local:snippets/x", "qm set 516 --delete hookscript"),
+    ] {
+        survey["node"]["snippets"] =
+            json!([{ "option": "hookscript", "volid": volid, "refused": { "known": "no" } }]);
+        let seen = see(&survey);
+        let found = seen.findings.iter().find(|f| f.code.name() == "hookscript-missing").unwrap();
+        assert!(format!("{:?}", found.remedy).contains(told), "{found:?}");
+    }
+}
+
+/// The flag `full` of the pool, as `osd pool ls detail` has it.
+#[test]
+fn a_full_pool_stops_what_is_opened_for_writing_in_it() {
+    let full = |pool: &str| {
+        let mut survey = mendable();
+        survey["clusters"][0]["known"]["health"] = json!({ "known": { "status": "HEALTH_ERR",
+            "checks": [["POOL_FULL", "1 pool(s) full"]], "errors": [] } });
+        survey["clusters"][0]["known"]["full_pools"] = json!({ "known": [pool] });
+        survey
+    };
+    let seen = see(&full("rbd"));
+    assert_eq!(seen.severity("cluster-full"), Some(Severity::Blocker));
+    assert_eq!(seen.kind("cluster-full"), Some(RemedyKind::Wait));
+    assert!(seen.actions.is_empty(), "a change would hang: {:?}", seen.actions);
+    assert_eq!(seen.severity("cluster-health"), None, "it is told once");
+    let in_hook = Policy { scope: Scope::InHook, map: true, ..policy("") };
+    assert_eq!(exit_code(&see_with(&full("rbd"), &in_hook).findings) as u8, 3);
+
+    let severity = |survey: &Value| see(survey).severity("cluster-full");
+    assert_eq!(severity(&full("another")), None);
+    let mut data = full("data");
+    data["storages"]["ceph"]["section"]["data_pool"] = json!("data");
+    assert_eq!(severity(&data), Some(Severity::Warning), "the guest starts, and its writes wait");
+    assert!(!see(&data).actions.is_empty());
+    for (place, value) in [("role", json!("cdrom")), ("read_only", json!(true))] {
+        let mut read = full("rbd");
+        read["disks"][0][place] = value;
+        assert_eq!(severity(&read), Some(Severity::Warning), "{place}");
+    }
+    let mut mapped = full("rbd");
+    let mut own = mapping(0, 5, "");
+    own["image"] = json!("vm-516-disk-scsi0");
+    mapped["node"]["kernel"]["mappings"] = json!({ "known": [own] });
+    assert_eq!(severity(&mapped), Some(Severity::Warning), "PVE maps nothing that is mapped");
+    mapped["node"]["kernel"]["mappings"] = unknown();
+    assert_eq!(severity(&mapped), Some(Severity::Warning), "it is not sure");
+    let mut unread = full("rbd");
+    unread["clusters"][0]["known"]["full_pools"] = unknown();
+    assert_eq!(severity(&unread), None);
+}
+
+/// `rbd map` goes by the monitors' own map, the options that maps take by default, and its release.
+#[test]
+fn monitors_without_an_address_that_a_map_asks_for_are_told_before_it() {
+    let only = |protocol: Value, release: Value, options: Value| {
+        let mut survey = healthy();
+        survey["clusters"][0]["known"]["only_protocol"] = protocol;
+        survey["node"]["rbd_release"] = release;
+        survey["disks"][0]["map_options"] = options;
+        survey
+    };
+    let (old, new) = (json!({ "known": "19.2.6" }), json!({ "known": "20.2.4" }));
+    let told = |survey: &Value| see(survey).severity("ms-mode-mismatch");
+    let options = |text: &str| json!({ "known": text });
+    let mismatch = only(json!("v2"), old.clone(), options("rxbounce"));
+    assert_eq!((told(&mismatch), see(&mismatch).verdict()), (Some(Severity::Blocker), Verdict::Blocked));
+    assert_eq!(told(&only(json!("v1"), new.clone(), options(""))), Some(Severity::Blocker));
+    assert_eq!(told(&only(json!("v1"), old.clone(), options("ms_mode=secure"))), Some(Severity::Blocker));
+    for healthy in [
+        only(json!("v2"), old.clone(), options("ms_mode=prefer-crc")),
+        only(json!("v2"), new.clone(), options("")),
+        only(json!("v1"), old.clone(), options("")),
+        only(Value::Null, old.clone(), options("")),
+        // What is not known is not claimed.
+        only(json!("v2"), unknown(), options("")),
+        only(json!("v2"), Value::Null, options("")),
+        only(json!("v2"), old.clone(), unknown()),
+        only(json!("v2"), old, Value::Null),
+    ] {
+        assert_eq!(told(&healthy), None, "{healthy:#}");
+    }
+    // Where the map is about to be tried, that tells.
+    for policy in
+        [Policy { map: true, ..policy("") }, Policy { scope: Scope::InHook, map: true, ..policy("") }]
+    {
+        let seen = see_with(&mismatch, &policy);
+        assert_eq!(seen.severity("ms-mode-mismatch"), Some(Severity::Warning));
+        assert!(
+            seen.changes().iter().any(|change| matches!(change, Change::Map { .. })),
+            "{:?}",
+            seen.actions
+        );
+    }
+    let mut librbd = mismatch.clone();
+    librbd["disks"] = json!([disk("scsi0", "librbd")]);
+    librbd["disks"][0]["map_options"] = options("");
+    assert_eq!(told(&librbd), None);
+}
+
+#[test]
+fn inactive_placement_groups_of_the_images_pool_block_by_hand_and_warn_in_the_hook() {
+    let inactive = |pool: &str| {
+        let mut survey = healthy();
+        survey["clusters"][0]["known"]["health"] = json!({ "known": { "status": "HEALTH_WARN",
+            "checks": [["PG_AVAILABILITY", "Reduced data availability: 9 pgs inactive"]], "errors": [] } });
+        survey["clusters"][0]["known"]["inactive_pools"] = json!({ "known": [
+            { "pool": pool, "count": 9, "groups": ["pg 2.1f is down, acting [3]"] } ] });
+        survey
+    };
+    let seen = see(&inactive("rbd"));
+    let found = seen.findings.iter().find(|f| f.code.name() == "placement-groups-inactive").unwrap();
+    assert_eq!((found.severity, seen.verdict()), (Severity::Blocker, Verdict::Blocked));
+    assert_eq!(found.detail, "pool rbd: pg 2.1f is down, acting [3], and 8 more");
+    assert_eq!(seen.severity("cluster-health"), None, "it is told once");
+    let in_hook = Policy { scope: Scope::InHook, ..policy("") };
+    let seen = see_with(&inactive("rbd"), &in_hook);
+    assert_eq!(seen.severity("placement-groups-inactive"), Some(Severity::Warning));
+    assert_eq!(
+        exit_code(&seen.findings) as u8,
+        0,
+        "whether the start needs what lies in them cannot be told"
+    );
+    let seen = see(&inactive("another"));
+    assert_eq!(seen.severity("placement-groups-inactive"), None);
+    assert_eq!(seen.severity("cluster-health"), Some(Severity::Warning));
+}
+
 /// The second connection to a cluster may read the blocklist where the first may not.
 #[test]
 fn a_blocklist_that_one_user_may_not_read_is_read_by_another() {
@@ -1016,6 +1218,87 @@ fn maps_are_tried_again_while_that_may_help() {
 }
 
 /// A map that was not tried is no failed map: PVE makes its own.
+/// What a map that failed for good is told to have failed of, and what to do.
+#[test]
+fn the_words_of_rbd_and_the_kernel_name_the_cause_of_a_failed_map() {
+    let policy = Policy { map: true, ..policy("") };
+    let planned = json!(see_with(&healthy(), &policy).actions[0]);
+    let told = |errno: i32, message: &str, log: &[&str]| {
+        let mut survey = healthy();
+        let failed = json!({ "action": planned, "result": "failed", "errno": errno, "message": message, "kernel_log": log });
+        survey["history"] = json!(vec![failed; 9]);
+        let seen = see_with(&survey, &policy);
+        let stops = |finding: &&Finding| finding.severity >= Severity::Blocker;
+        let found = seen.findings.into_iter().find(|finding| stops(&finding)).unwrap();
+        (found.code.name(), found.detail, found.remedy.text)
+    };
+    let mismatch = "libceph: mon0 10.0.7.102:6789 feature set mismatch, my 106b84a842a42 < server's 40106b84a842a42, missing 400000000000000";
+    let required = "libceph: mon0 10.0.7.102:6789 missing required protocol features";
+    for (errno, message, log, code, seen) in [
+        (
+            110,
+            "exit 110: rbd: sysfs write failed | rbd: map failed: (110) Connection timed out",
+            &[mismatch, required][..],
+            "kernel-too-old",
+            "CRUSH_TUNABLES5 (bit 58, Linux 4.5",
+        ),
+        (110, "exit 110: rbd: map failed", &[], "cluster-unreachable", "map failed"),
+        (
+            122,
+            "exit 122: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (122) Disk quota exceeded",
+            &[],
+            "kernel-keyring-refused",
+            "Disk quota exceeded",
+        ),
+        (
+            1,
+            "exit 1: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (1) Operation not permitted",
+            &[],
+            "kernel-keyring-refused",
+            "Operation not permitted",
+        ),
+        (
+            22,
+            "exit 22: rbd: sysfs write failed | rbd: map failed: (22) Invalid argument",
+            &["libceph: Unknown parameter 'rxbounce'"],
+            "map-option-unknown",
+            "the kernel does not know the map option rxbounce",
+        ),
+        (
+            22,
+            "exit 22: rbd: unknown map option 'nonsense' | rbd: couldn't parse map options",
+            &[],
+            "map-option-unknown",
+            "unknown map option 'nonsense'",
+        ),
+        (
+            2,
+            "exit 2: rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",
+            &[],
+            "ms-mode-mismatch",
+            "failed to get mon address",
+        ),
+    ] {
+        let (found, detail, _) = told(errno, message, log);
+        assert_eq!(found, code, "{message}");
+        assert!(detail.contains(seen), "{detail}");
+    }
+    // A line about another errno is another disk's, and gives no meaning to this one.
+    let (found, detail, _) = told(5, "exit 5: rbd: map failed: (5) Input/output error", &[mismatch]);
+    assert!(found == "map-failed" && !detail.contains("CRUSH_TUNABLES5 (bit"), "{detail}");
+    let (found, _, remedy) =
+        told(75, "exit 75: rbd: map failed: (75) Value too large for defined data type", &[]);
+    assert_eq!(found, "map-failed");
+    for part in [
+        "ruled out: the image is there",
+        "nobody has locked it",
+        "nobody has it open",
+        "--save-survey 516.json",
+    ] {
+        assert!(remedy.contains(part), "{part}: {remedy}");
+    }
+}
+
 #[test]
 fn a_map_that_was_withheld_or_busy_stops_nothing() {
     let mapping = Policy { map: true, ..policy("") };
@@ -1576,4 +1859,116 @@ fn in_a_rehearsal_the_guests_own_node_judges_who_is_at_a_stopped_guest() {
             "it is gone when it stops"
         );
     }
+}
+
+const GUIDE: &str = include_str!("../docs/when-a-guest-does-not-start.md");
+
+/// A row of the guide's table of texts: the text, where it is seen, the section that it leads to, and the finding's code.
+fn guide_rows() -> Vec<(String, String, String, String)> {
+    let table = GUIDE.split("## The words that you see").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let row = |line: &str| {
+        let (text, rest) = line.split_once("` | ").unwrap();
+        let cells: Vec<&str> = rest.trim_end_matches('|').split('|').map(str::trim).collect();
+        let section = cells[1].split("(#").nth(1).unwrap().trim_end_matches(')').to_owned();
+        (text.to_owned(), cells[0].to_owned(), section, cells[2].trim_matches('`').to_owned())
+    };
+    rows.map(row).collect()
+}
+
+/// A heading's name in a link, as it is made of its text.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+/// All that the tests, and what they play Proxmox VE with, say, line by line.
+fn sources(directory: &std::path::Path, lines: &mut Vec<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => lines.extend(text.lines().map(str::to_owned)),
+            Err(_) if path.is_dir() => sources(&path, lines),
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn every_text_of_the_guide_leads_to_a_section_and_is_produced_by_a_test() {
+    let anchors: Vec<String> = GUIDE.lines().filter(|line| line.starts_with('#')).map(anchor).collect();
+    let mut lines = Vec::new();
+    for directory in ["tests", "src"] {
+        sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory), &mut lines);
+    }
+    let rows = guide_rows();
+    assert!(rows.len() > 30, "{}", rows.len());
+    for (text, place, section, code) in rows {
+        assert!(anchors.contains(&section), "{text}: there is no #{section}");
+        assert!(code.is_empty() || rbd_preflight::finding_codes::Code::from_name(&code).is_some(), "{code}");
+        let parts: Vec<&str> = text.split('…').collect();
+        let holds = |line: &String| {
+            let mut rest = line.as_str();
+            parts.iter().all(|part| match rest.find(part) {
+                Some(at) => {
+                    rest = &rest[at + part.len()..];
+                    true
+                }
+                None => false,
+            })
+        };
+        match place.as_str() {
+            "kernel" => assert!(rbd_preflight::kernel::messages::parse(&text).is_some(), "{text}"),
+            // The other test looks at the errno and its words.
+            "rbd" if text.starts_with("map failed: (") => {}
+            "task" | "rbd" => assert!(lines.iter().any(holds), "no test says: {text}"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The rows of the kernel and of `rbd` name what is found where a map fails with them.
+#[test]
+fn the_guides_texts_name_what_is_found_where_a_map_fails_with_them() {
+    let policy = Policy { map: true, ..policy("") };
+    let planned = json!(see_with(&healthy(), &policy).actions[0]);
+    let found = |errno: i32, message: &str, log: &[&str]| {
+        let mut survey = healthy();
+        let failed = json!({ "action": planned, "result": "failed", "errno": errno, "message": message, "kernel_log": log });
+        survey["history"] = json!(vec![failed; 9]);
+        let stops = |finding: &Finding| finding.severity >= Severity::Blocker;
+        see_with(&survey, &policy)
+            .findings
+            .into_iter()
+            .find(stops)
+            .map(|finding| finding.code.name().to_owned())
+    };
+    let mut asked = 0;
+    for (text, place, _, code) in guide_rows() {
+        let by_kernel =
+            rbd_preflight::kernel::messages::parse(&text).and_then(|line| line.message.map_errno());
+        let told = match (place.as_str(), by_kernel) {
+            ("kernel", Some(errno)) => found(errno, "exit: rbd: sysfs write failed", &[&text]),
+            // Lines of a mapping that has died, and no map's.
+            ("kernel", None) => continue,
+            ("rbd", _) if text.starts_with("map failed: (") => {
+                let (errno, words) = text["map failed: (".len()..].split_once(") ").unwrap();
+                let errno: i32 = errno.parse().unwrap();
+                assert_eq!(nix::errno::Errno::from_raw(errno).desc(), words, "the errno's own words");
+                // Of these the kernel's line tells which it is, or the dead client is told by itself.
+                if [108, 13].contains(&errno) {
+                    continue;
+                }
+                found(errno, &format!("exit {errno}: rbd: {text}"), &[])
+            }
+            ("rbd", _) if !text.starts_with("error opening") => {
+                found(22, &format!("exit 22: rbd: {text}"), &[])
+            }
+            _ => continue,
+        };
+        assert_eq!(told.as_deref(), Some(code.as_str()), "{text}");
+        asked += 1;
+    }
+    assert!(asked > 14, "{asked}");
 }

@@ -10,7 +10,7 @@ use rbd_preflight::observe::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 20] = [
+const ALL: [Ground; 25] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -30,6 +30,11 @@ const ALL: [Ground; 20] = [
     Ground::NoAnswer,
     Ground::Refusal,
     Ground::Conf,
+    Ground::Quorum,
+    Ground::Snippet,
+    Ground::FullPool,
+    Ground::Groups,
+    Ground::Protocol,
     Ground::Tried,
 ];
 
@@ -147,6 +152,18 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
         G::NoAnswer => set(&["clusters", "0"], failure("outside", 110)),
         G::Refusal => set(&["clusters", "0"], failure("outside", 13)),
         G::Conf => set(&["clusters", "0"], failure("conf", 2)),
+        G::Quorum => set(&["node", "quorate"], json!({ "known": false })),
+        G::Snippet => set(
+            &["node", "snippets"],
+            json!([{ "option": "hookscript", "volid": "local:snippets/x", "refused": { "known": "no" } }]),
+        ),
+        G::FullPool => set(&["clusters", "0", "known", "full_pools"], json!({ "known": ["rbd"] })),
+        G::Groups => set(&["clusters", "0", "known", "inactive_pools"], json!({ "known": [] })),
+        G::Protocol => {
+            set(&["clusters", "0", "known", "only_protocol"], json!("v2"));
+            set(&["node", "rbd_release"], json!({ "known": "19.2.6" }));
+            set(&["disks", "0", "map_options"], json!({ "known": "" }));
+        }
         G::Tried => {
             let target = json!({ "storage": "ceph", "fsid": "f", "rbd_arguments": [],
                                  "spec": { "pool": "rbd", "namespace": null, "image": "a" } });

@@ -54,11 +54,36 @@ impl Health {
 /// The health checks that say that something is full, so that writes wait for room.
 pub const FULL: [&str; 2] = ["OSD_FULL", "POOL_FULL"];
 
+/// The health check that says that placement groups serve neither reads nor writes. The manager reports it: without
+/// one it is not there, or is old.
+pub const UNAVAILABLE: &str = "PG_AVAILABILITY";
+
 impl Health {
+    fn has(&self, code: &str) -> bool {
+        self.checks.iter().any(|(known, _)| known == code)
+    }
+
     /// An OSD or a pool is full.
     pub fn is_full(&self) -> bool {
-        self.checks.iter().any(|(code, _)| FULL.contains(&code.as_str()))
+        FULL.iter().any(|code| self.has(code))
     }
+
+    /// Placement groups are inactive, by the word of a manager that lives.
+    pub fn has_inactive_groups(&self) -> bool {
+        self.has(UNAVAILABLE) && !self.has("MGR_DOWN")
+    }
+}
+
+/// A pool some of whose placement groups are inactive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InactivePool {
+    /// Its name.
+    pub pool: String,
+    /// How many of its groups `health detail` names; it names 50 of all pools together at most (`mon_health_max_detail`).
+    pub count: usize,
+    /// What is said of some of them: `pg 2.1f is stuck inactive for 5m, current state unknown, last acting []`.
+    pub groups: Vec<String>,
 }
 
 /// What the monitors say of a cluster.
@@ -75,6 +100,13 @@ pub struct ClusterFacts {
     /// health says that there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_pools: Option<Reading<Vec<String>>>,
+    /// The pools with inactive placement groups (`health detail`); only asked where the health says that there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inactive_pools: Option<Reading<Vec<InactivePool>>>,
+    /// `v1` or `v2`: the only protocol at which a monitor has an address in the monitors' own map, which `rbd map` takes its
+    /// addresses from, whatever ceph.conf says (run on 16.2.15). None where they have both, or that could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_protocol: Option<String>,
     /// `osd blocklist ls`.
     pub blocklist: Reading<Vec<BlocklistEntry>>,
     /// `health`.

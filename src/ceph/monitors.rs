@@ -1,13 +1,13 @@
 //! What the monitors answer, and the options that hold on a connection.
 
-use crate::ceph::cluster::Health;
+use crate::ceph::cluster::{Health, InactivePool, UNAVAILABLE};
 use crate::ceph::ffi::Cluster;
 use crate::rbd::address::bare_address;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `osd blocklist ls`.
 pub fn read_blocklist(cluster: &Cluster) -> Reading<Vec<BlocklistEntry>> {
@@ -19,10 +19,80 @@ pub fn read_health(cluster: &Cluster) -> Reading<Health> {
     ask(cluster, "health", parse_health).into()
 }
 
-/// The pools that take no more writes: those with the flag `full` (`osd pool ls detail`, `pg_pool_t::FLAG_FULL`).
-pub fn read_full_pools(cluster: &Cluster) -> Reading<Vec<String>> {
+/// A pool, as far as its service goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolService {
+    id: i64,
+    name: String,
+    /// It takes no more writes: the flag `full` (`pg_pool_t::FLAG_FULL`).
+    full: bool,
+}
+
+/// All pools (`osd pool ls detail`).
+pub fn read_pools(cluster: &Cluster) -> Reading<Vec<PoolService>> {
     let request = serde_json::json!({ "prefix": "osd pool ls", "detail": "detail", "format": "json" });
-    request_json(cluster, "osd pool ls detail", &request, parse_full_pools).into()
+    request_json(cluster, "osd pool ls detail", &request, parse_pools).into()
+}
+
+/// The names of those pools that take no more writes.
+pub fn full_pools(pools: &Reading<Vec<PoolService>>) -> Reading<Vec<String>> {
+    match pools {
+        Reading::Known(pools) => {
+            Reading::Known(pools.iter().filter(|pool| pool.full).map(|pool| pool.name.clone()).collect())
+        }
+        Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
+    }
+}
+
+/// Those pools that have inactive placement groups (`health detail`, the check `PG_AVAILABILITY`).
+pub fn read_inactive_pools(
+    cluster: &Cluster,
+    pools: &Reading<Vec<PoolService>>,
+) -> Reading<Vec<InactivePool>> {
+    let pools = match pools {
+        Reading::Known(pools) => pools,
+        Reading::Unknown(failure) => return Reading::Unknown(failure.clone()),
+    };
+    let request = serde_json::json!({ "prefix": "health", "detail": "detail", "format": "json" });
+    request_json(cluster, "health detail", &request, |answer| parse_inactive(answer, pools)).into()
+}
+
+/// The only protocol at which any monitor has an address (`mon dump`); `None` where they have both, or it is not known.
+pub fn read_only_protocol(cluster: &Cluster) -> Option<String> {
+    ask(cluster, "mon dump", parse_only_protocol).ok().flatten()
+}
+
+#[derive(Deserialize)]
+struct RawMonMap {
+    mons: Vec<RawMonitor>,
+}
+
+#[derive(Deserialize)]
+struct RawMonitor {
+    public_addrs: RawAddresses,
+}
+
+#[derive(Deserialize)]
+struct RawAddresses {
+    addrvec: Vec<RawAddress>,
+}
+
+#[derive(Deserialize)]
+struct RawAddress {
+    #[serde(rename = "type")]
+    protocol: String,
+}
+
+fn parse_only_protocol(answer: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    let RawMonMap { mons } = serde_json::from_slice(answer)?;
+    let addresses = mons.into_iter().flat_map(|monitor| monitor.public_addrs.addrvec);
+    let protocols: BTreeSet<String> = addresses.map(|address| address.protocol).collect();
+    let mut all = protocols.into_iter();
+    // `any` and whatever else may come is none of the two.
+    Ok(match (all.next(), all.next()) {
+        (Some(one), None) if one == "v1" || one == "v2" => Some(one),
+        _ => None,
+    })
 }
 
 /// The addresses of this client, without their messengers' types.
@@ -123,15 +193,42 @@ fn entry(Entry { addr, range, until }: Entry) -> Option<BlocklistEntry> {
 
 #[derive(Deserialize)]
 struct RawPool {
+    #[serde(default)]
+    pool_id: i64,
     pool_name: String,
     #[serde(default)]
     flags_names: String,
 }
 
-fn parse_full_pools(answer: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+fn parse_pools(answer: &[u8]) -> Result<Vec<PoolService>, serde_json::Error> {
     let pools: Vec<RawPool> = serde_json::from_slice(answer)?;
-    let full = pools.into_iter().filter(|pool| pool.flags_names.split(',').any(|flag| flag == "full"));
-    Ok(full.map(|pool| pool.pool_name).collect())
+    let of = |RawPool { pool_id, pool_name, flags_names }| PoolService {
+        id: pool_id,
+        name: pool_name,
+        full: flags_names.split(',').any(|flag| flag == "full"),
+    };
+    Ok(pools.into_iter().map(of).collect())
+}
+
+/// How many of a pool's inactive groups are kept word for word.
+const GROUPS_KEPT: usize = 4;
+
+/// What `health detail` says of placement groups: `pg 2.1f is stuck inactive for 5m, current state …`. The number before the
+/// dot is the pool's (`PGMap::get_health_checks`).
+fn parse_inactive(answer: &[u8], pools: &[PoolService]) -> Result<Vec<InactivePool>, serde_json::Error> {
+    let RawHealth { checks, .. } = serde_json::from_slice(answer)?;
+    let mut found: BTreeMap<i64, InactivePool> = BTreeMap::new();
+    for RawDetail { message } in checks.get(UNAVAILABLE).into_iter().flat_map(|check| &check.detail) {
+        let id = message.strip_prefix("pg ").and_then(|rest| rest.split_once('.')?.0.parse().ok());
+        let Some(pool) = id.and_then(|id: i64| pools.iter().find(|pool| pool.id == id)) else { continue };
+        let new = || InactivePool { pool: pool.name.clone(), count: 0, groups: Vec::new() };
+        let entry = found.entry(pool.id).or_insert_with(new);
+        entry.count += 1;
+        if entry.groups.len() < GROUPS_KEPT {
+            entry.groups.push(message.clone());
+        }
+    }
+    Ok(found.into_values().collect())
 }
 
 #[derive(Deserialize)]
@@ -148,6 +245,13 @@ struct RawCheck {
     #[serde(default)]
     muted: bool,
     summary: RawSummary,
+    #[serde(default)]
+    detail: Vec<RawDetail>,
+}
+
+#[derive(Deserialize)]
+struct RawDetail {
+    message: String,
 }
 
 #[derive(Deserialize)]
@@ -211,6 +315,55 @@ mod tests {
         let expected = ("POOL_NO_REDUNDANCY", "2 pool(s) have no replicas configured");
         assert_eq!(health.checks, [(expected.0.to_owned(), expected.1.to_owned())]);
         assert_eq!(health.errors, Some(vec![]));
+    }
+
+    #[test]
+    fn monitors_of_one_protocol_are_told() {
+        let of = |protocols: &[&[&str]]| {
+            let monitor = |protocols: &&[&str]| {
+                let addresses: Vec<_> = protocols
+                    .iter()
+                    .map(|p| serde_json::json!({ "type": p, "addr": "10.0.0.1:3300", "nonce": 0 }))
+                    .collect();
+                serde_json::json!({ "name": "a", "public_addrs": { "addrvec": addresses } })
+            };
+            let map =
+                serde_json::json!({ "epoch": 2, "mons": protocols.iter().map(monitor).collect::<Vec<_>>() });
+            parse_only_protocol(map.to_string().as_bytes()).unwrap()
+        };
+        assert_eq!(of(&[&["v2", "v1"], &["v2", "v1"]]), None);
+        assert_eq!(of(&[&["v2"], &["v2", "v1"]]), None, "one of them is enough");
+        assert_eq!(of(&[&["v2"], &["v2"]]).as_deref(), Some("v2"));
+        assert_eq!(of(&[&["v1"]]).as_deref(), Some("v1"));
+        assert_eq!(of(&[&["any"]]), None);
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn inactive_groups_are_told_by_pool() {
+        let pools = parse_pools(
+            br#"[{"pool_id":2,"pool_name":"rbd","flags_names":"hashpspool,full,full_quota"},
+                 {"pool_id":11,"pool_name":"other","flags_names":"hashpspool,nearfull"}]"#,
+        )
+        .unwrap();
+        assert_eq!(full_pools(&Reading::Known(pools.clone())), Reading::Known(vec!["rbd".to_owned()]));
+        let messages = [
+            "pg 2.0 is stuck inactive for 5m, current state unknown, last acting []",
+            "pg 2.1f is down, acting [3]",
+            "pg 11.a is incomplete, acting [1] (reducing pool other min_size from 2 may help; search ceph.com/docs for 'incomplete')",
+            "pg 9.a is down, acting [1]",
+            "something else",
+        ];
+        let detail: Vec<_> =
+            messages.iter().map(|message| serde_json::json!({ "message": message })).collect();
+        let answer = serde_json::json!({ "status": "HEALTH_WARN", "checks": { "PG_AVAILABILITY": {
+            "severity": "HEALTH_WARN", "muted": false, "detail": detail,
+            "summary": { "message": "Reduced data availability: 3 pgs inactive, 2 pgs down", "count": 5 } } } });
+        let found = parse_inactive(answer.to_string().as_bytes(), &pools).unwrap();
+        let seen: Vec<_> = found.iter().map(|pool| (pool.pool.as_str(), pool.count)).collect();
+        assert_eq!(seen, [("rbd", 2), ("other", 1)]);
+        assert_eq!(found[0].groups, messages[..2]);
+        assert_eq!(parse_inactive(br#"{"status":"HEALTH_OK","checks":{}}"#, &pools).unwrap(), []);
     }
 
     #[test]

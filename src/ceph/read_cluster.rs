@@ -1,6 +1,6 @@
 //! Reads a cluster and any number of its images over one connection, within a deadline.
 
-use crate::ceph::cluster::{ClusterFacts, Health};
+use crate::ceph::cluster::{ClusterFacts, Health, InactivePool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
@@ -88,6 +88,8 @@ enum News {
     Connected(Result<String, Failure>),
     OwnAddresses(Vec<String>),
     FullPools(Reading<Vec<String>>),
+    InactivePools(Reading<Vec<InactivePool>>),
+    OnlyProtocol(Option<String>),
     Blocklist(Reading<Vec<BlocklistEntry>>),
     Health(Reading<Health>),
     DefaultFeatures(Reading<Features>),
@@ -102,6 +104,8 @@ struct Gathered {
     fsid: Option<Result<String, Failure>>,
     own_addresses: Vec<String>,
     full_pools: Option<Reading<Vec<String>>>,
+    inactive_pools: Option<Reading<Vec<InactivePool>>>,
+    only_protocol: Option<String>,
     blocklist: Option<Reading<Vec<BlocklistEntry>>>,
     health: Option<Reading<Health>>,
     default_features: Option<Reading<Features>>,
@@ -116,6 +120,8 @@ impl Gathered {
             News::Connected(result) => self.fsid = Some(result),
             News::OwnAddresses(addresses) => self.own_addresses = addresses,
             News::FullPools(reading) => self.full_pools = Some(reading),
+            News::OnlyProtocol(protocol) => self.only_protocol = protocol,
+            News::InactivePools(reading) => self.inactive_pools = Some(reading),
             News::Blocklist(reading) => self.blocklist = Some(reading),
             News::Health(reading) => self.health = Some(reading),
             News::DefaultFeatures(reading) => self.default_features = Some(reading),
@@ -145,6 +151,8 @@ impl Gathered {
             fsid,
             own_addresses: self.own_addresses,
             full_pools: self.full_pools,
+            inactive_pools: self.inactive_pools,
+            only_protocol: self.only_protocol,
             blocklist: or_late(self.blocklist, "ask the monitors: osd blocklist ls"),
             health: or_late(self.health, "ask the monitors: health"),
             default_features: or_late(self.default_features, "read the option rbd_default_features"),
@@ -210,11 +218,20 @@ fn ask_monitors(cluster: &Cluster, tell: &Sender<News>) {
     let _ = tell.send(News::DefaultFeatures(monitors::read_default_features(cluster)));
     let _ = tell.send(News::BlocklistExpiry(monitors::read_blocklist_expiry(cluster)));
     let _ = tell.send(News::Blocklist(monitors::read_blocklist(cluster)));
+    let _ = tell.send(News::OnlyProtocol(monitors::read_only_protocol(cluster)));
     let health = monitors::read_health(cluster);
     let full = health.known().is_some_and(Health::is_full);
+    let inactive = health.known().is_some_and(Health::has_inactive_groups);
     let _ = tell.send(News::Health(health));
+    if !full && !inactive {
+        return;
+    }
+    let pools = monitors::read_pools(cluster);
     if full {
-        let _ = tell.send(News::FullPools(monitors::read_full_pools(cluster)));
+        let _ = tell.send(News::FullPools(monitors::full_pools(&pools)));
+    }
+    if inactive {
+        let _ = tell.send(News::InactivePools(monitors::read_inactive_pools(cluster, &pools)));
     }
 }
 

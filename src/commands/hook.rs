@@ -216,7 +216,7 @@ enum Waiting {
     Holder,
     /// A client that may have crashed is forgotten by Ceph within half a minute.
     Watcher,
-    /// A cluster, or an image, that did not answer may do so later.
+    /// A cluster, or an image, that did not answer may do so later, and a full pool may get room.
     Answer,
     /// Something that could not be read may be readable in a moment.
     Reading,
@@ -243,7 +243,7 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
     match report.verdict() {
         Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
             let any = |code| stoppers.iter().any(|finding| finding.code == code);
-            Some(if any(Code::ClusterUnreachable) {
+            Some(if any(Code::ClusterUnreachable) || any(Code::ClusterFull) {
                 Waiting::Answer
             } else if stoppers.iter().all(|finding| is_a_moment(finding)) {
                 Waiting::Holder
@@ -320,12 +320,32 @@ fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
     report.findings.iter().filter(move |f| f.severity >= Severity::Unknown && !held(f))
 }
 
-/// What stops the start, and what is known to make starts hang: it may be the true cause.
+/// What stops the start, and the warnings that may be its true cause.
 fn tell_stoppers(report: &GuestReport) {
-    let hangs = report.findings.iter().filter(|finding| finding.code == Code::ClusterFull);
-    for finding in stoppers(report).chain(hangs) {
+    let warnings = report.findings.iter().filter(|f| f.severity == Severity::Warning && may_explain(f));
+    for finding in stoppers(report).chain(warnings) {
         tell(&text::finding(finding));
     }
+}
+
+/// A warning under which reads, writes or maps fail or wait, or for which nothing was repaired.
+fn may_explain(finding: &Finding) -> bool {
+    use Code::{
+        BlocklistExpireSet, ClusterFull, ClusterHealth, GuestStateUnknown, KeyTypeUnsupported, LockStale,
+        NodeClientBlocklisted, PlacementGroupsInactive, QuorumMissing,
+    };
+    let explaining = [
+        BlocklistExpireSet,
+        ClusterFull,
+        ClusterHealth,
+        GuestStateUnknown,
+        KeyTypeUnsupported,
+        LockStale,
+        NodeClientBlocklisted,
+        PlacementGroupsInactive,
+        QuorumMissing,
+    ];
+    finding.ignored || explaining.contains(&finding.code)
 }
 
 fn tell(lines: &str) {

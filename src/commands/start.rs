@@ -5,12 +5,13 @@ use crate::cli::Start;
 use crate::commands::confirm::confirm;
 use crate::commands::live::RealWorld;
 use crate::commands::session::Session;
+use crate::diagnose::diagnose;
 use crate::diagnose::verdict::exit_code;
 use crate::exit::{Coded, Exit};
 use crate::kernel::kmsg;
 use crate::plan::assessment::GuestReport;
 use crate::plan::start_failure::StartFailure;
-use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, rung, stoppers};
+use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, refused_by_pve, rung, stoppers};
 use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
 use crate::rbd::action::{ActionReport, ActionResult};
@@ -48,12 +49,14 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
         }
         Begin::No(why) => return Err(Coded::error(Exit::Refused, why)),
     }
-    // What is certain to be refused is not worth a change.
-    let nobody = match way(&session)? {
-        Way::Nobody(why) => Some(why),
-        Way::Direct | Way::Manager => session.hookscript_refuses(),
-    };
-    if let Some(why) = nobody {
+    let findings = diagnose(&first, &session.policy);
+    let refused: Vec<String> = refused_by_pve(&findings).into_iter().map(text::finding).collect();
+    if !refused.is_empty() {
+        let title = text::title(&session.guest);
+        let why = format!("{title} cannot be started; nothing was changed:\n{}", refused.concat().trim_end());
+        return Err(Coded::error(Exit::Stopped, why));
+    }
+    if let Way::Nobody(why) = way(&session)? {
         return Err(cannot(&session, &why));
     }
     confirm(options.yes, || {

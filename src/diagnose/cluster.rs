@@ -1,23 +1,23 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{ClusterFacts, FULL, Health, NO_ANSWER, REFUSED};
+use crate::ceph::cluster::{ClusterFacts, FULL, Health, NO_ANSWER, REFUSED, UNAVAILABLE};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::keys;
+use crate::diagnose::{keys, service};
 use crate::finding_codes::{Code, Severity};
 use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::Survey;
 use crate::pve::guest::Access;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::reading::{Failure, Origin, Reading};
+use crate::settings::policy::Policy;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
 
 /// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
 const IO_STOPPERS: [&str; 6] =
     ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
 
 /// Findings about each cluster that the guest's disks lie in.
-pub fn findings(survey: &Survey) -> Vec<Finding> {
+pub fn findings(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let each = survey
         .clusters
         .iter()
@@ -27,9 +27,11 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     used.flat_map(|(index, cluster, storages)| {
         let findings = match cluster {
             Reading::Known(facts) => {
-                let full = full(survey, facts, &storages);
-                let told = answers(facts, lock_to_break(survey, index), full.is_some());
-                told.into_iter().chain(full).chain(shut_out(facts)).collect()
+                let full = service::full(survey, facts, &storages);
+                let inactive = service::inactive(survey, policy, facts, &storages);
+                let service: Vec<Finding> = full.into_iter().chain(inactive).collect();
+                let told = answers(facts, lock_to_break(survey, index), &service);
+                told.into_iter().chain(service).chain(shut_out(facts)).collect()
             }
             Reading::Unknown(failure) => {
                 let keyring = keys::unread(survey, index, failure);
@@ -78,27 +80,14 @@ fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))
 }
 
-/// A pool of these storages takes no more writes.
-fn full(survey: &Survey, facts: &ClusterFacts, storages: &[String]) -> Option<Finding> {
-    let Reading::Known(full) = facts.full_pools.as_ref()? else { return None };
-    let sections = storages.iter().filter_map(|id| survey.storages.get(id)).map(|storage| &storage.section);
-    let pools: BTreeSet<&String> =
-        sections.flat_map(|section| [Some(&section.pool), section.data_pool.as_ref()]).flatten().collect();
-    let ours: Vec<&str> = pools.into_iter().filter(|pool| full.contains(pool)).map(String::as_str).collect();
-    let health = facts.health.known().map(|health| {
-        let told = health.checks.iter().filter(|(code, _)| FULL.contains(&code.as_str()));
-        told.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
-    });
-    let detail = format!("full: {} ({})", ours.join(", "), health.unwrap_or_default());
-    let commands = ["ceph health detail", "ceph df"].map(str::to_owned);
-    (!ours.is_empty()).then(|| Finding::new(Code::ClusterFull, detail).commands(commands))
-}
-
-/// What there is to say of a cluster that answers; that it is `full` is told by itself.
-fn answers(facts: &ClusterFacts, lock_to_break: bool, full: bool) -> Vec<Finding> {
+/// What there is to say of a cluster that answers; what `service` its pools do not give is told by itself.
+fn answers(facts: &ClusterFacts, lock_to_break: bool, service: &[Finding]) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Reading::Known(health) = &facts.health {
-        findings.extend(unhealthy(health, full));
+        let told = |code| service.iter().any(|finding| finding.code == code);
+        let full: &[&str] = if told(Code::ClusterFull) { &FULL } else { &[] };
+        let inactive: &[&str] = if told(Code::PlacementGroupsInactive) { &[UNAVAILABLE] } else { &[] };
+        findings.extend(unhealthy(health, &[full, inactive].concat()));
     }
     if let Reading::Known(seconds @ 1..) = facts.blocklist_expire_seconds {
         let severity = if lock_to_break { Severity::Blocker } else { Severity::Warning };
@@ -117,10 +106,11 @@ const KEYS: &str = "no read or write is stopped by it: keys of type aes are in u
      make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
 
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
-fn unhealthy(health: &Health, full: bool) -> Option<Finding> {
-    let checks = health.checks.iter().filter(|(code, _)| !(full && FULL.contains(&code.as_str())));
+/// `elsewhere`: checks that are told by themselves.
+fn unhealthy(health: &Health, elsewhere: &[&str]) -> Option<Finding> {
+    let checks = health.checks.iter().filter(|(code, _)| !elsewhere.contains(&code.as_str()));
     let checks: Vec<(String, String)> = checks.cloned().collect();
-    if health.status == "HEALTH_OK" || checks.is_empty() && full {
+    if health.status == "HEALTH_OK" || checks.is_empty() && !elsewhere.is_empty() {
         return None;
     }
     let stops = |(code, summary): &&(String, String)| {
@@ -131,7 +121,7 @@ fn unhealthy(health: &Health, full: bool) -> Option<Finding> {
         checks.map(|(code, summary)| format!("{code}: {summary}")).collect::<Vec<_>>().join("; ")
     };
     let stopping = list(&mut checks.iter().filter(stops));
-    let grave = !stopping.is_empty() || (health.is_error() && !full);
+    let grave = !stopping.is_empty() || (health.is_error() && elsewhere.is_empty());
     let told = if stopping.is_empty() { list(&mut checks.iter()) } else { stopping };
     let finding = Finding::new(Code::ClusterHealth, format!("{}: {told}", health.status))
         .commands(["ceph health detail".to_owned()]);

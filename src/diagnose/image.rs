@@ -2,8 +2,7 @@
 
 use crate::ceph::image::{ImageFacts, ImageReading, Trashed};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::owner;
-use crate::diagnose::{known, safety};
+use crate::diagnose::{advice, owner, safety};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::observe::lock_owner::{self, Life};
@@ -15,7 +14,7 @@ use crate::rbd::address::same_client;
 use crate::rbd::features::Features;
 use crate::rbd::lock::Watcher;
 use crate::rbd::spec::Spec;
-use crate::reading::Reading;
+use crate::reading::{Failure, Reading};
 use crate::settings::DiskSettings;
 use crate::settings::policy::{Policy, Scope};
 use crate::sys::command::Command;
@@ -266,6 +265,14 @@ impl<'a> Image<'a> {
     pub fn rbd(&self, arguments: &[&str]) -> String {
         Command::new("rbd").args(&self.target.rbd_arguments).args(arguments).display()
     }
+
+    /// The same for a subcommand that takes the pool as an argument, and neither `-p` nor `--namespace`.
+    pub fn rbd_of_pool(&self, arguments: &[&str]) -> String {
+        let pairs = self.target.rbd_arguments.chunks(2);
+        let kept = pairs
+            .filter(|pair| !pair.first().is_some_and(|option| option == "-p" || option == "--namespace"));
+        Command::new("rbd").args(kept.flatten()).args(arguments).display()
+    }
 }
 
 /// Why an image itself may not be changed: by the gate, or since its lock would be taken from somebody who may live.
@@ -347,7 +354,8 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
             Finding::new(Code::ClusterUnreachable, failure.to_string())
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }
-        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string()),
+        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string())
+            .remedy(RemedyKind::Manual, advice::unread(survey.guest.vmid, &[failure])),
     };
     vec![finding]
 }
@@ -395,15 +403,22 @@ pub fn findings(image: &Image) -> Vec<Finding> {
 
 /// Facts that could not be read and that decide nothing here by themselves; watchers have a code of their own.
 fn unread(image: &Image) -> Option<Finding> {
-    let mut unknown = Vec::new();
     let facts = image.facts;
-    known(&facts.flags, &mut unknown);
-    known(&facts.snapshots, &mut unknown);
-    known(&facts.lock, &mut unknown);
-    known(&facts.parents, &mut unknown);
-    known(&facts.mirroring, &mut unknown);
-    known(&facts.migration, &mut unknown);
-    (!unknown.is_empty()).then(|| Finding::new(Code::FactsIncomplete, unknown.join("; ")))
+    let unknown: Vec<&Failure> = [
+        facts.flags.failure(),
+        facts.snapshots.failure(),
+        facts.lock.failure(),
+        facts.parents.failure(),
+        facts.mirroring.failure(),
+        facts.migration.failure(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let told: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+    let finding = || Finding::new(Code::FactsIncomplete, told.join("; "));
+    let advice = || advice::unread(image.survey.guest.vmid, &unknown);
+    (!unknown.is_empty()).then(|| finding().remedy(RemedyKind::Manual, advice()))
 }
 
 fn mirroring(image: &Image) -> Option<Finding> {

@@ -1,6 +1,7 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
+use crate::diagnose::advice;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::finding_codes::{Code, Severity};
@@ -10,7 +11,7 @@ use crate::rbd::action::{Change, LockOwner};
 use crate::rbd::blocklist::entry_of;
 use crate::rbd::features::Features;
 use crate::rbd::lock::{Locker, Watcher};
-use crate::reading::Reading;
+use crate::reading::{Failure, Reading};
 use nix::errno::Errno;
 
 /// Findings about the image's users and its lock.
@@ -36,7 +37,7 @@ fn in_use(image: &Image) -> Option<Finding> {
     }
     let watchers = match &image.facts.watchers {
         Reading::Known(watchers) => watchers,
-        Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
+        Reading::Unknown(failure) => return Some(in_use_unknown(image, failure, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
     let harmless =
@@ -50,7 +51,7 @@ fn in_use(image: &Image) -> Option<Finding> {
         let detail = format!(
             "{detail}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
         );
-        return Some(Finding::new(Code::InUseUnknown, detail));
+        return Some(in_use_unknown(image, failure, detail));
     }
     if let Some(why) = perhaps_the_manager(image, &others) {
         return Some(Finding::new(Code::InUseUnknown, format!("{detail}: {why}")));
@@ -96,6 +97,14 @@ fn perhaps_the_manager(image: &Image, others: &[&Watcher]) -> Option<String> {
             "the cluster's manager has a task for it ({task}), and whether that is it is not known: {failure}"
         )
     })
+}
+
+/// It is not known whether somebody else has the image open, and what to do about that.
+fn in_use_unknown(image: &Image, failure: &Failure, detail: String) -> Finding {
+    let command = image.rbd(&["status", &image.spec.image]);
+    Finding::new(Code::InUseUnknown, detail)
+        .remedy(RemedyKind::Manual, advice::unread(image.survey.guest.vmid, &[failure]))
+        .commands([command])
 }
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.

@@ -1,6 +1,7 @@
 //! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
 
 use crate::ceph::keyring::Key;
+use crate::diagnose::advice;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::lock;
@@ -18,20 +19,32 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
     let (errno, message) = failed.failure()?;
     let said: Vec<KernelMessage> =
         failed.kernel_log.iter().filter_map(|line| parse(line)).map(|line| line.message).collect();
-    let detail = match failed.kernel_log.as_slice() {
+    let errno = errno.map(Errno::from_raw);
+    let mut detail = match failed.kernel_log.as_slice() {
         [] => message.to_owned(),
         lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
     };
+    let mut meanings: Vec<String> =
+        said.iter().filter(|said| fits(said, errno)).map(KernelMessage::meaning).collect();
+    meanings.dedup();
+    if !meanings.is_empty() {
+        detail.push_str(&format!("; that is: {}", meanings.join("; ")));
+    }
     let keyring = image.storage().and_then(|storage| storage.keyring.as_ref()?.content.known());
     let new_key = keyring.is_some_and(|keyring| keyring.key == Key::Aes256k);
-    Some(match cause(errno.map(Errno::from_raw), &said, word(message), new_key) {
+    Some(match cause(errno, &said, word(message), new_key) {
         Code::LockBreakNotPermitted => lock::not_permitted(image, &detail),
         Code::ObjectMapBroken => broken_object_map(image, detail),
+        // A line of libceph's may be another client's, and a quota may have room in a moment: it is tried again.
+        code @ (Code::KernelTooOld | Code::KernelKeyringRefused) => {
+            try_again(image, Finding::new(code, detail), next)
+        }
         code @ (Code::ClusterUnreachable | Code::LockDying) => {
             try_again(image, Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()), next)
         }
         Code::NodeClientBlocklisted | Code::MapFailed => {
-            try_again(image, Finding::new(Code::MapFailed, detail), next)
+            let finding = Finding::new(Code::MapFailed, detail);
+            try_again(image, finding.remedy(RemedyKind::Manual, advice::map(image, errno)), next)
         }
         // What this side did wrong is no fault of the image.
         Code::CommandUnknown => Finding::new(Code::CommandUnknown, detail),
@@ -62,15 +75,17 @@ fn last_failure<'a>(image: &Image<'a>) -> Option<&'a ActionReport> {
     maps.rev().find(|report| matches!(report.result, ActionResult::Failed { .. }))
 }
 
+/// The line may be about this map: it is not one that makes a map end with another errno.
+fn fits(message: &KernelMessage, errno: Option<Errno>) -> bool {
+    message.map_errno().is_none_or(|expected| errno.is_none_or(|errno| errno as i32 == expected))
+}
+
 /// The true cause, from what the kernel said, what `rbd` said, and the errno (`drivers/block/rbd.c`), in this order. The
 /// kernel's log is the whole node's: a line that makes a map end with another errno is about another disk.
 /// `new_key`: the storage's key is of type aes256k.
 fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, new_key: bool) -> Code {
     use KernelMessage as M;
-    let fits = |message: &&KernelMessage| {
-        message.map_errno().is_none_or(|expected| errno.is_none_or(|errno| errno as i32 == expected))
-    };
-    let told = said.iter().rev().filter(fits).find_map(|message| match message {
+    let told = said.iter().rev().filter(|said| fits(said, errno)).find_map(|message| match message {
         M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
         M::PostAcquireFailed { .. } | M::ObjectMapSizeMismatch => Some(Code::ObjectMapBroken),
         M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => Some(Code::LockExternal),
@@ -86,6 +101,8 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, ne
         M::AuthFailed { .. } => Some(Code::ClusterAuthFailed),
         M::SecretTooBig { .. } => Some(Code::KeyTypeUnsupported),
         M::OldProtocol { .. } | M::ModeNotAllowed { .. } => Some(Code::MsModeMismatch),
+        M::FeaturesMissing { .. } => Some(Code::KernelTooOld),
+        M::UnknownOption { .. } | M::ExclusiveLockNotEnabled => Some(Code::MapOptionUnknown),
         _ => None,
     });
     let by_rbd = word.map(|word| match word {
@@ -93,7 +110,8 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, ne
         RbdWord::SecretNotAdded if new_key && errno.is_none_or(|errno| KEY_TYPE.contains(&errno)) => {
             Code::KeyTypeUnsupported
         }
-        RbdWord::SecretNotAdded => Code::MapFailed,
+        RbdWord::SecretNotAdded => Code::KernelKeyringRefused,
+        RbdWord::MapOptionUnknown => Code::MapOptionUnknown,
         RbdWord::KeyTypeUnknown => Code::KeyTypeUnsupported,
         RbdWord::NoMonitorAddress => Code::MsModeMismatch,
         RbdWord::OptionUnknown => Code::CommandUnknown,
@@ -142,7 +160,21 @@ mod tests {
             (110, "", Code::ClusterUnreachable),
             (110, "libceph: mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol", Code::MsModeMismatch),
             (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
-            (22, "libceph: secret too big 32", Code::KeyTypeUnsupported),
+            (
+                110,
+                "libceph: mon0 10.0.7.102:6789 feature set mismatch, my 106b84a842a42 < server's 40106b84a842a42, missing 400000000000000",
+                Code::KernelTooOld,
+            ),
+            (110, "libceph: mon0 (1)10.0.0.1:6789 missing required protocol features", Code::KernelTooOld),
+            (
+                108,
+                "libceph: mon0 (1)10.0.0.1:6789 missing required protocol features",
+                Code::NodeClientBlocklisted,
+            ),
+            (22, "libceph: Unknown parameter 'rxbounce'", Code::MapOptionUnknown),
+            (22, "rbd: bad option at 'rxbounce'", Code::MapOptionUnknown),
+            (22, "rbd: rbd0: exclusive-lock feature is not enabled", Code::MapOptionUnknown),
+            (110, "rbd: Unknown parameter 'x'", Code::ClusterUnreachable),
             (5, "", Code::MapFailed),
         ] {
             assert_eq!(cause(Some(Errno::from_raw(errno)), &line(text), None, false), code, "{errno} {text}");
@@ -156,7 +188,9 @@ mod tests {
             (Errno::ENOENT, vec![], RbdWord::NoMonitorAddress, Code::MsModeMismatch),
             (Errno::EPERM, vec![], RbdWord::OptionUnknown, Code::CommandUnknown),
             (Errno::ENOMEM, vec![], RbdWord::KeyTypeUnknown, Code::KeyTypeUnsupported),
-            (Errno::ENOMEM, vec![], RbdWord::SecretNotAdded, Code::MapFailed),
+            (Errno::ENOMEM, vec![], RbdWord::SecretNotAdded, Code::KernelKeyringRefused),
+            (Errno::EPERM, vec![], RbdWord::SecretNotAdded, Code::KernelKeyringRefused),
+            (Errno::EINVAL, vec![], RbdWord::MapOptionUnknown, Code::MapOptionUnknown),
             (Errno::EBUSY, vec![locked], RbdWord::NoMonitorAddress, Code::LockExternal),
         ] {
             assert_eq!(cause(Some(errno), &said, Some(word), false), code);
@@ -164,8 +198,9 @@ mod tests {
         for (errno, new_key, code) in [
             (22, true, Code::KeyTypeUnsupported),
             (524 & 255, true, Code::KeyTypeUnsupported),
-            (122, true, Code::MapFailed),
-            (22, false, Code::MapFailed),
+            (122, true, Code::KernelKeyringRefused),
+            (1, true, Code::KernelKeyringRefused),
+            (22, false, Code::KernelKeyringRefused),
         ] {
             let errno = Some(Errno::from_raw(errno));
             assert_eq!(

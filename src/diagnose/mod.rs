@@ -1,5 +1,6 @@
 //! What is wrong with what was seen. Pure: no clock, no file, no socket.
 
+mod advice;
 pub mod budget;
 mod client;
 mod cluster;
@@ -15,8 +16,10 @@ pub use mapping::is_a_moment;
 pub mod orphans;
 pub mod owner;
 mod parents;
+mod protocol;
 mod rbd_words;
 pub mod safety;
+mod service;
 mod sharing;
 pub mod stops;
 mod stranger;
@@ -24,7 +27,6 @@ pub mod verdict;
 
 use crate::finding_codes::Severity;
 use crate::observe::survey::{DiskFacts, Survey};
-use crate::reading::Reading;
 use crate::settings::Mode;
 use crate::settings::policy::Policy;
 use finding::{Finding, RemedyKind};
@@ -34,9 +36,9 @@ use std::borrow::Cow;
 /// Everything there is to say of a survey, the gravest first, then in the order of the guest's disks.
 pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     let survey = &*looked_at(survey, policy);
-    let mut findings = guest::findings(survey);
+    let mut findings = guest::findings(survey, policy);
     findings.extend(keys::findings(survey));
-    findings.extend(cluster::findings(survey));
+    findings.extend(cluster::findings(survey, policy));
     findings.extend(client::findings(survey, forbidden_here(survey, policy).as_deref()));
     for disk in &survey.disks {
         findings.extend(of_disk(survey, policy, disk));
@@ -47,6 +49,7 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
             finding.ignored = true;
         }
     }
+    service::keep_off_full_pools(&mut findings, survey);
     budget::share_out(&mut findings, survey, policy);
     stops::only_what_is_sure(survey, &mut findings);
     if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
@@ -105,6 +108,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
         findings.extend(parents::findings(&image));
         findings.extend(lock::findings(&image));
         findings.extend(mapping::findings(&image, policy.map));
+        findings.extend(protocol::finding(&image, policy.map));
     }
     if disk.disk.before_hook && findings.iter().any(|finding| finding.severity > Severity::Note) {
         findings.push(Finding::new(crate::finding_codes::Code::CloudinitBeforeHook, String::new()));
@@ -124,15 +128,4 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
 fn only_warn(finding: &mut Finding) {
     finding.severity = finding.severity.min(Severity::Warning);
     finding.remedy.withhold("PVE does not see this disk".to_owned());
-}
-
-/// The value of a reading, or a place to complain about it.
-fn known<'a, T>(reading: &'a Reading<T>, unknown: &mut Vec<String>) -> Option<&'a T> {
-    match reading {
-        Reading::Known(value) => Some(value),
-        Reading::Unknown(failure) => {
-            unknown.push(failure.to_string());
-            None
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! What there is to say of a linked clone's ancestors. The kernel opens each of them read-only.
 
 use crate::ceph::image::Parent;
-use crate::diagnose::finding::Finding;
+use crate::diagnose::advice;
+use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::finding_codes::Code;
 use crate::rbd::features::Features;
@@ -24,14 +25,14 @@ pub fn findings(image: &Image) -> Vec<Finding> {
     findings
 }
 
-fn unopened(_image: &Image, parent: &Parent) -> Option<Finding> {
+fn unopened(image: &Image, parent: &Parent) -> Option<Finding> {
     let failure = parent.features.failure()?;
-    let code = if failure.errno == Some(nix::errno::Errno::ENOENT as i32) {
-        Code::ParentMissing
-    } else {
-        Code::FactsIncomplete
-    };
-    Some(Finding::new(code, format!("parent {}@{}: {failure}", parent.spec, parent.snapshot)))
+    let detail = format!("parent {}@{}: {failure}", parent.spec, parent.snapshot);
+    if failure.errno == Some(nix::errno::Errno::ENOENT as i32) {
+        return Some(Finding::new(Code::ParentMissing, detail));
+    }
+    let advice = advice::unread(image.survey.guest.vmid, &[failure]);
+    Some(Finding::new(Code::FactsIncomplete, detail).remedy(RemedyKind::Manual, advice))
 }
 
 fn unsupported(image: &Image, parent: &Parent) -> Option<Finding> {

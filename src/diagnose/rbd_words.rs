@@ -10,6 +10,9 @@ pub enum RbdWord {
     KeyTypeUnknown,
     /// `failed to get mon address (possible ms_mode mismatch)`: no monitor has an address of the wanted protocol.
     NoMonitorAddress,
+    /// `unknown map option 'x'`, `invalid ms_mode value 'x'`, `couldn't parse map options`: an option that this release of `rbd`
+    /// does not take, most likely of `rbd_default_map_options`.
+    MapOptionUnknown,
     /// `unrecognised option '--x'`: an argument of ours that this release does not know.
     OptionUnknown,
 }
@@ -22,6 +25,8 @@ pub fn word(said: &str) -> Option<RbdWord> {
             Some(if said.contains("(524)") { RbdWord::KeyTypeUnknown } else { RbdWord::SecretNotAdded })
         } else if has("failed to get mon address") {
             Some(RbdWord::NoMonitorAddress)
+        } else if has("unknown map option") || has("invalid ms_mode value") || has("parse map option") {
+            Some(RbdWord::MapOptionUnknown)
         } else if has("unrecognised option") || has("unrecognized option") {
             Some(RbdWord::OptionUnknown)
         } else {
@@ -49,6 +54,14 @@ mod tests {
             (
                 "exit 2: rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",
                 Some(RbdWord::NoMonitorAddress),
+            ),
+            (
+                "exit 22: rbd: unknown map option 'nonsense' | rbd: couldn't parse map options",
+                Some(RbdWord::MapOptionUnknown),
+            ),
+            (
+                "exit 22: rbd: invalid ms_mode value 'bogus' | rbd: couldn't parse map options",
+                Some(RbdWord::MapOptionUnknown),
             ),
             ("exit 1: rbd: unrecognised option '--auth_supported'", Some(RbdWord::OptionUnknown)),
             (

@@ -95,7 +95,7 @@ pub fn takes(survey: &Survey, disk: &DiskFacts, client: &Client<'_>, all: &[Clie
 
 /// What a map of the disk asks the kernel for; `None` where there is nothing that the kernel would map, or its cluster is
 /// not known.
-fn wanted(survey: &Survey, disk: &DiskFacts) -> Option<Identity> {
+pub(super) fn wanted(survey: &Survey, disk: &DiskFacts) -> Option<Identity> {
     let there = matches!(disk.reading, Some(ImageReading::Found(_) | ImageReading::Unknown(_)));
     let storage = survey.storages.get(&disk.disk.storage)?;
     let cluster = survey.cluster_of(disk)?.known()?;

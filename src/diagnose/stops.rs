@@ -52,6 +52,16 @@ pub enum Ground {
     Refusal,
     /// The ceph.conf is not there, or not as Ceph takes it.
     Conf,
+    /// The cluster's quorum, as Proxmox VE reads it.
+    Quorum,
+    /// A snippet's file, by Proxmox VE's own check of it.
+    Snippet,
+    /// A pool of the finding's storages has the flag `full`.
+    FullPool,
+    /// What the manager says of placement groups, read in detail.
+    Groups,
+    /// The only protocol of the monitors, and what a map asks for.
+    Protocol,
     /// This run has tried the map, or the change, and it failed.
     Tried,
 }
@@ -77,6 +87,12 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::KeyTypeUnsupported, &[G::Keyring, G::Tried]),
     (Code::CephConfMissing, &[G::Conf]),
     (Code::NodeBlocklisted, &[G::Blocklist]),
+    (Code::QuorumMissing, &[G::Quorum]),
+    (Code::GuestLocked, &[G::Files]),
+    (Code::HookscriptMissing, &[G::Snippet]),
+    (Code::CicustomMissing, &[G::Snippet]),
+    (Code::ClusterFull, &[G::FullPool]),
+    (Code::PlacementGroupsInactive, &[G::Groups]),
     (Code::BlocklistExpireSet, &[G::Option]),
     (Code::FeaturesUnsupported, &[G::Kernel, G::Tried]),
     (Code::JournalingOnKrbd, &[G::Image]),
@@ -97,7 +113,10 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::MappingReadOnly, &[G::Mapped]),
     (Code::NotMapped, &[G::Mapped]),
     (Code::MapFailed, &[G::Tried]),
-    (Code::MsModeMismatch, &[G::Tried]),
+    (Code::KernelTooOld, &[G::Tried]),
+    (Code::MapOptionUnknown, &[G::Tried]),
+    (Code::KernelKeyringRefused, &[G::Tried]),
+    (Code::MsModeMismatch, &[G::Protocol, G::Tried]),
     (Code::ObjectMapBroken, &[G::Tried]),
     (Code::KernelModuleMissing, &[G::Module]),
     (Code::UdevLinkMissing, &[G::Mapped]),
@@ -162,6 +181,29 @@ impl<'a> Seen<'a> {
             G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
             G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
             G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),
+            G::Quorum => self.survey.node.quorate.known().is_some(),
+            G::Snippet => self.survey.node.snippets.iter().any(|facts| facts.refused.known().is_some()),
+            G::FullPool => {
+                let read = |facts: &ClusterFacts| {
+                    facts.full_pools.as_ref().is_some_and(|full| full.known().is_some())
+                };
+                self.clusters().any(read)
+            }
+            G::Protocol => {
+                let options =
+                    |disk: &DiskFacts| disk.map_options.as_ref().is_some_and(|read| read.known().is_some());
+                let release =
+                    self.survey.node.rbd_release.as_ref().is_some_and(|read| read.known().is_some());
+                release
+                    && self.disk().is_some_and(options)
+                    && self.clusters().any(|facts| facts.only_protocol.is_some())
+            }
+            G::Groups => {
+                let read = |facts: &ClusterFacts| {
+                    facts.inactive_pools.as_ref().is_some_and(|all| all.known().is_some())
+                };
+                self.clusters().any(read)
+            }
             G::Tried => self.survey.history.iter().any(|report| self.is_tried(report)),
         }
     }

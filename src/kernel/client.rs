@@ -184,6 +184,11 @@ impl Identity {
         told.collect::<Vec<_>>().join(", ")
     }
 
+    /// The `ms_mode`, if it is known: `legacy`, `crc`, `secure`, `prefer-crc`, `prefer-secure`.
+    pub fn ms_mode(&self) -> Option<&str> {
+        self.value("ms_mode")
+    }
+
     /// The Ceph user, if it is known.
     pub fn user(&self) -> Option<&str> {
         self.value("name")

@@ -1,7 +1,9 @@
 //! What the lines of krbd and libceph in the kernel's log mean: Linux `drivers/block/rbd.c` and `net/ceph`, the
 //! spellings of 4.9 to 7.2. Every errno here is positive.
 
+use crate::kernel::protocol_features;
 use crate::rbd::features::Features;
+use nix::errno::Errno;
 use nix::libc::{EBUSY, EINVAL, ENOENT, ENXIO, EROFS, ETIMEDOUT};
 use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
@@ -56,17 +58,10 @@ pub enum KernelMessage {
         /// `pool/namespace/image`.
         image: String,
     },
-    /// There is no such snapshot (map: ENOENT).
-    SnapshotMissing {
-        /// `pool/namespace/image@snapshot`.
-        snapshot: String,
-    },
     /// A format 1 image's header is damaged (map: ENXIO).
     HeaderInvalid,
     /// More than 16 parents (map: EINVAL).
     ParentChainTooLong,
-    /// A clone whose parent no longer matters; harmless.
-    StandaloneClone,
     /// Mapped with `exclusive` or `lock_on_read`, and the image has no exclusive-lock (map: EINVAL).
     ExclusiveLockNotEnabled,
     /// The lock's owner could not be read.
@@ -185,8 +180,6 @@ pub enum KernelMessage {
         /// Why.
         errno: i32,
     },
-    /// The lock of a mapping with `exclusive` is given up for a moment to carry it over to a new watch.
-    ExclusiveLockReleased,
     /// Input or output failed; the guest sees an I/O error.
     IoFailed {
         /// `read`, `write`, `discard`, `zeroout`.
@@ -205,18 +198,6 @@ pub enum KernelMessage {
     UnknownOption {
         /// Its name.
         option: String,
-    },
-    /// The image is mapped.
-    Mapped {
-        /// Its size in bytes.
-        size: u64,
-        /// Its features.
-        features: Option<Features>,
-    },
-    /// A monitor took the client's session.
-    SessionEstablished {
-        /// Its rank.
-        monitor: u32,
     },
     /// The monitor was lost; the client looks for another.
     SessionLost {
@@ -248,6 +229,11 @@ pub enum KernelMessage {
         /// `crc`, `secure`.
         mode: String,
     },
+    /// The cluster demands features of the protocol that this kernel does not have (map: ETIMEDOUT, after a minute of trying).
+    FeaturesMissing {
+        /// Which, as bits of `ceph_features.h`; 0 where the line does not say.
+        missing: u64,
+    },
     /// An OSD did not answer in time (only with the map option `osd_request_timeout`).
     OsdTimeout {
         /// Its number.
@@ -263,22 +249,14 @@ pub enum KernelMessage {
 impl KernelMessage {
     /// It is said of a disk that is as it should be, or that is being made so.
     pub fn is_ordinary(&self) -> bool {
-        matches!(
-            self,
-            M::Mapped { .. }
-                | M::StandaloneClone
-                | M::BreakingLock { .. }
-                | M::BreakingObjectMapLock { .. }
-                | M::ObjectMapInvalid
-                | M::SessionEstablished { .. }
-        )
+        matches!(self, M::BreakingLock { .. } | M::BreakingObjectMapLock { .. } | M::ObjectMapInvalid)
     }
 
     /// What the map ends with that this line is the reason for; `None` where the line is the reason for none.
     pub fn map_errno(&self) -> Option<i32> {
         Some(match self {
             M::UnsupportedFeatures { .. } | M::HeaderInvalid => ENXIO,
-            M::PoolMissing { .. } | M::ImageMissing { .. } | M::SnapshotMissing { .. } => ENOENT,
+            M::PoolMissing { .. } | M::ImageMissing { .. } => ENOENT,
             M::ParentChainTooLong
             | M::ExclusiveLockNotEnabled
             | M::ObjectMapSizeMismatch
@@ -286,7 +264,10 @@ impl KernelMessage {
             | M::SecretTooBig { .. } => EINVAL,
             M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => EBUSY,
             M::PeerKeepsLock => EROFS,
-            M::NoOwnerAnswers | M::OldProtocol { .. } | M::ModeNotAllowed { .. } => ETIMEDOUT,
+            M::NoOwnerAnswers
+            | M::OldProtocol { .. }
+            | M::ModeNotAllowed { .. }
+            | M::FeaturesMissing { .. } => ETIMEDOUT,
             M::BlocklistFailed { errno, .. }
             | M::PostAcquireFailed { errno }
             | M::LockFailed { errno }
@@ -295,6 +276,73 @@ impl KernelMessage {
             | M::AuthFailed { errno } => *errno,
             _ => return None,
         })
+    }
+}
+
+impl KernelMessage {
+    /// What the line means, in words, for whoever has to find the cause of a map that failed.
+    pub fn meaning(&self) -> String {
+        let with = |what: &str, errno: i32| format!("{what} ({errno}, {})", Errno::from_raw(errno).desc());
+        match self {
+            M::UnsupportedFeatures { features } => format!("the kernel cannot map images with {features}"),
+            M::PoolMissing { pool } => format!("there is no pool {pool}"),
+            M::ImageMissing { image } => format!("there is no image {image}"),
+            M::HeaderInvalid => "the header of the image (format 1) is damaged".to_owned(),
+            M::ParentChainTooLong => "the clone has more than 16 ancestors".to_owned(),
+            M::ExclusiveLockNotEnabled => {
+                "the map option `exclusive` or `lock_on_read` wants the feature exclusive-lock, which the image has not"
+                    .to_owned()
+            }
+            M::LockersUnreadable { errno } => with("the owner of the lock could not be read", *errno),
+            M::WatchersUnreadable { errno } => with("who has the image open could not be read", *errno),
+            M::ExternalLock { .. } => "somebody has locked the image by hand or by a script".to_owned(),
+            M::IncompatibleLockType => "the image has a shared lock".to_owned(),
+            M::BlankLockerAddress => "the owner of the lock has no address, so it cannot be fenced".to_owned(),
+            M::BreakingLock { client } => format!("the lock of client.{client}, which is gone, is being broken"),
+            M::BlocklistFailed { client, errno } => {
+                with(&format!("client.{client} could not be put on the OSD blocklist"), *errno)
+            }
+            M::BreakFailed { errno } => with("the lock of a client that is gone could not be broken", *errno),
+            M::LockFailed { errno } | M::AcquireFailed { errno } => {
+                with("the image's lock could not be taken", *errno)
+            }
+            M::PeerKeepsLock => "the owner of the lock lives and keeps it".to_owned(),
+            M::NoOwnerAnswers => "the owner of the lock still watches the image and does not answer".to_owned(),
+            M::DuplicateOwners => "two clients say that they own the lock".to_owned(),
+            M::RequestFailed { errno } => with("the owner of the lock could not be asked for it", *errno),
+            M::ObjectMapLockFailed { errno } => with("the object map's lock could not be taken", *errno),
+            M::BreakingObjectMapLock { client } => {
+                format!("the object map's lock of client.{client}, which is gone, is being broken")
+            }
+            M::ObjectMapBreakFailed { errno } => with("the object map's lock could not be broken", *errno),
+            M::ObjectMapInvalid => "the object map is flagged invalid and not used, which stops nothing".to_owned(),
+            M::ObjectMapSizeMismatch => "the object map is not as large as the image".to_owned(),
+            M::PostAcquireFailed { errno } => with("the object map could not be loaded", *errno),
+            M::ObjectMapUpdateFailed { errno } => with("the object map could not be written", *errno),
+            M::UnlockFailed { errno, .. } => with("a lock could not be given back", *errno),
+            M::WatchLost { errno } | M::ReregisterFailed { errno } | M::UnwatchFailed { errno } => {
+                with("the watch on the image was lost", *errno)
+            }
+            M::LockCookieFailed { errno } => with("the lock could not be carried over to a new watch", *errno),
+            M::IoFailed { operation, errno } => with(&format!("a {operation} failed"), *errno),
+            M::OsdmapFailed { errno } => with("the monitors did not give the map of the OSDs", *errno),
+            M::NoMonitors => "the map named no monitor".to_owned(),
+            M::UnknownOption { option } => format!("the kernel does not know the map option {option}"),
+            M::SessionLost { monitor } => format!("the connection to monitor {monitor} was lost"),
+            M::SocketFailed { peer } => format!("the connection to {peer} was refused or broke"),
+            M::AuthFailed { errno } => with("the monitors refuse the key", *errno),
+            M::SecretTooBig { bytes } => format!("the kernel takes no key of {bytes} bytes (type aes256k)"),
+            M::OldProtocol { peer } => format!("{peer} speaks the protocol msgr1 where ms_mode wants msgr2"),
+            M::ModeNotAllowed { mode } => format!("the monitors allow no connection of the mode {mode}"),
+            M::FeaturesMissing { missing: 0 } => {
+                "the cluster demands features of the protocol that this kernel has not".to_owned()
+            }
+            M::FeaturesMissing { missing } => {
+                format!("this kernel lacks what the cluster demands: {}", protocol_features::told(*missing))
+            }
+            M::OsdTimeout { osd } => format!("OSD {osd} did not answer in time"),
+            M::OsdDown { osd } => format!("OSD {osd} is down"),
+        }
     }
 }
 
@@ -327,10 +375,8 @@ const KRBD: &[Rule] = &[
     }),
     (r"pool (.+) does not exist", |g| Some(M::PoolMissing { pool: g.text()? })),
     (r"image (.+/.+) does not exist", |g| Some(M::ImageMissing { image: g.text()? })),
-    (r"snap (.+@.+) does not exist", |g| Some(M::SnapshotMissing { snapshot: g.text()? })),
     (r"short header read.*|invalid header", |_| Some(M::HeaderInvalid)),
     (r"parent chain is too long.*", |_| Some(M::ParentChainTooLong)),
-    (r"clone is standalone.*", |_| Some(M::StandaloneClone)),
     (r"exclusive-lock feature is not enabled", |_| Some(M::ExclusiveLockNotEnabled)),
     (r"failed to get header lockers: (-?\d+)", |g| Some(M::LockersUnreadable { errno: g.errno()? })),
     (r"failed to get watchers: (-?\d+)", |g| Some(M::WatchersUnreadable { errno: g.errno()? })),
@@ -377,7 +423,6 @@ const KRBD: &[Rule] = &[
     (r"failed to unwatch: (-?\d+)", |g| Some(M::UnwatchFailed { errno: g.errno()? })),
     (r"failed to reregister watch: (-?\d+)", |g| Some(M::ReregisterFailed { errno: g.errno()? })),
     (r"failed to update lock cookie: (-?\d+)", |g| Some(M::LockCookieFailed { errno: g.errno()? })),
-    (r"temporarily releasing lock on exclusive mapping", |_| Some(M::ExclusiveLockReleased)),
     (r"(?:child )?(read|write|discard|zeroout)(?: at objno .*)? result (-?\d+).*", |g| {
         Some(M::IoFailed { operation: g.text()?, errno: g.number::<i32>(2)?.saturating_abs() })
     }),
@@ -387,19 +432,23 @@ const KRBD: &[Rule] = &[
         let option = g.text().or_else(|| g.number(2))?;
         Some(M::UnknownOption { option })
     }),
-    (r"capacity (\d+)(?: features 0x([0-9a-f]+))?", |g| {
-        let features = g.number::<String>(2).and_then(|text| u64::from_str_radix(&text, 16).ok());
-        Some(M::Mapped { size: g.number(1)?, features: features.map(Features) })
-    }),
 ];
 
 /// What libceph says.
 const LIBCEPH: &[Rule] = &[
-    (r"mon(\d+) .*session established.*", |g| Some(M::SessionEstablished { monitor: g.number(1)? })),
     (r"mon(\d+) .*session lost.*", |g| Some(M::SessionLost { monitor: g.number(1)? })),
     (r"((?:mon|osd)\d+) .*(?:socket closed|socket error|connect error|missed bytes|wrong peer).*", |g| {
         Some(M::SocketFailed { peer: g.text()? })
     }),
+    (
+        r"(?:mon|osd)\d+ .*feature set mismatch, my [0-9a-f]+ < (?:server|peer)'s [0-9a-f]+, missing ([0-9a-f]+)",
+        features,
+    ),
+    (
+        r".*RADOS feature set mismatch: server's required > my supported 0x[0-9a-f]+, missing 0x([0-9a-f]+)",
+        features,
+    ),
+    (r"(?:mon|osd)\d+ .*missing required protocol features", |_| Some(M::FeaturesMissing { missing: 0 })),
     (r"secret too big (\d+)", |g| Some(M::SecretTooBig { bytes: g.number(1)? })),
     (r"((?:mon|osd)\d+) .*server is speaking msgr1 protocol", |g| Some(M::OldProtocol { peer: g.text()? })),
     (r"(?:preferred|fallback) mode '(.*)' not allowed", |g| Some(M::ModeNotAllowed { mode: g.text()? })),
@@ -415,6 +464,10 @@ const LIBCEPH: &[Rule] = &[
     (r"no monitor address(?:\(es\)|es)? provided", |_| Some(M::NoMonitors)),
     (r"Unknown parameter '(.*)'", |g| Some(M::UnknownOption { option: g.text()? })),
 ];
+
+fn features(groups: &Groups) -> Option<KernelMessage> {
+    Some(M::FeaturesMissing { missing: u64::from_str_radix(&groups.text()?, 16).ok()? })
+}
 
 fn blocklist(groups: &Groups) -> Option<KernelMessage> {
     Some(M::BlocklistFailed { client: groups.number(1)?, errno: groups.number::<i32>(2)?.saturating_abs() })
@@ -487,7 +540,7 @@ mod tests {
         );
         assert_eq!(about("rbd: pool p does not exist"), About::Driver);
         assert_eq!(about("rbd: image p/n/i does not exist"), About::Driver);
-        assert_eq!(about("libceph: mon0 (1)10.0.0.1:6789 session established"), About::Client);
+        assert_eq!(about("libceph: mon0 (1)10.0.0.1:6789 session lost"), About::Client);
     }
 
     #[test]
@@ -496,7 +549,6 @@ mod tests {
             ("image uses unsupported features: 0x40", M::UnsupportedFeatures { features: Features(0x40) }),
             ("short header read (want 112 got 0)", M::HeaderInvalid),
             ("invalid header", M::HeaderInvalid),
-            ("clone is standalone (overlap 0)", M::StandaloneClone),
             ("exclusive-lock feature is not enabled", M::ExclusiveLockNotEnabled),
             ("failed to get header lockers: -5", M::LockersUnreadable { errno: 5 }),
             ("failed to get watchers: -110", M::WatchersUnreadable { errno: 110 }),
@@ -543,7 +595,6 @@ mod tests {
             ("failed to unwatch: -108", M::UnwatchFailed { errno: 108 }),
             ("failed to reregister watch: -108", M::ReregisterFailed { errno: 108 }),
             ("failed to update lock cookie: -16", M::LockCookieFailed { errno: 16 }),
-            ("temporarily releasing lock on exclusive mapping", M::ExclusiveLockReleased),
             ("write result -108", M::IoFailed { operation: "write".into(), errno: 108 }),
             ("child read result -5", M::IoFailed { operation: "read".into(), errno: 5 }),
             (
@@ -551,8 +602,6 @@ mod tests {
                 M::IoFailed { operation: "discard".into(), errno: 108 },
             ),
             ("failed to get latest osdmap: -110", M::OsdmapFailed { errno: 110 }),
-            ("capacity 4194304 features 0x3d", M::Mapped { size: 4_194_304, features: Some(Features(0x3d)) }),
-            ("capacity 4194304", M::Mapped { size: 4_194_304, features: None }),
         ];
         for (text, expected) in table {
             for subject in ["rbd0", "image vm-516-disk-0", "id 101e4cccf697"] {
@@ -568,7 +617,6 @@ mod tests {
             ("rbd: pool a b does not exist", M::PoolMissing { pool: "a b".into() }),
             ("rbd: image p/ns/i does not exist", M::ImageMissing { image: "p/ns/i".into() }),
             ("rbd: image p/i: j does not exist", M::ImageMissing { image: "p/i: j".into() }),
-            ("rbd: snap p/i@s does not exist", M::SnapshotMissing { snapshot: "p/i@s".into() }),
             ("rbd: parent chain is too long (17)", M::ParentChainTooLong),
             ("rbd: no monitor address(es) provided", M::NoMonitors),
             ("rbd: failed to get latest osdmap: -110", M::OsdmapFailed { errno: 110 }),
@@ -583,7 +631,6 @@ mod tests {
     #[test]
     fn every_spelling_of_libceph_is_known() {
         let table = [
-            ("mon0 192.168.22.75:6789 session established", M::SessionEstablished { monitor: 0 }),
             ("mon2 (1)10.72.36.245:40083 session lost, hunting for new mon", M::SessionLost { monitor: 2 }),
             ("mon1 (2)10.0.0.1:3300 socket closed (con state OPEN)", M::SocketFailed { peer: "mon1".into() }),
             ("osd3 (1)10.0.0.1:6801 socket error on write", M::SocketFailed { peer: "osd3".into() }),
@@ -592,6 +639,15 @@ mod tests {
             ("auth protocol 'cephx' msgr authentication failed: -13", M::AuthFailed { errno: 13 }),
             ("auth protocol 'cephx' msgr authentication to osd failed: -1", M::AuthFailed { errno: 1 }),
             ("secret too big 32", M::SecretTooBig { bytes: 32 }),
+            (
+                "mon0 10.0.7.102:6789 feature set mismatch, my 106b84a842a42 < server's 40106b84a842a42, missing 400000000000000",
+                M::FeaturesMissing { missing: 1 << 58 },
+            ),
+            ("mon0 10.0.7.102:6789 missing required protocol features", M::FeaturesMissing { missing: 0 }),
+            (
+                "RADOS feature set mismatch: server's required > my supported 0x2f018fb87aa4aafe, missing 0x200000",
+                M::FeaturesMissing { missing: 1 << 21 },
+            ),
             (
                 "mon0 (2)10.0.0.1:6789 server is speaking msgr1 protocol",
                 M::OldProtocol { peer: "mon0".into() },
@@ -608,6 +664,13 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(message(&format!("libceph: {text}\n")), Some(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn a_feature_set_mismatch_is_told_with_what_demands_it() {
+        let line = "libceph: mon0 10.0.7.102:6789 feature set mismatch, my 106b84a842a42 < server's 40106b84a842a42, missing 400000000000000";
+        let told = message(line).unwrap().meaning();
+        assert!(told.contains("CRUSH_TUNABLES5 (bit 58, Linux 4.5 and later)"), "{told}");
     }
 
     #[test]

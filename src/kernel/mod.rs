@@ -9,6 +9,7 @@ pub mod kmsg;
 pub mod messages;
 pub mod module;
 pub mod programs;
+pub mod protocol_features;
 pub mod sysfs;
 pub mod version;
 

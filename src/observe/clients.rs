@@ -1,4 +1,5 @@
-//! What decides which kernel client a map would take. It matters only where one is dead, and is only looked for there.
+//! What a map would ask the kernel for. It matters where a kernel client is dead, for which one the map would take, and where
+//! the monitors have only one protocol; it is only looked for there.
 
 use crate::ceph::image::ImageReading;
 use crate::ceph::map_options::{read_map_options, read_release};
@@ -11,7 +12,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Looks, for the surveys in which a kernel client of this node is dead: which release `rbd` is, what it takes by default
+/// Looks, for the surveys in which a kernel client of this node is dead or monitors have only one protocol: which release `rbd` is, what it takes by default
 /// for each image that the kernel opens, when the keyrings were written. No cluster is asked for longer than `limit`.
 pub fn look(surveys: &mut [Survey], limit: Duration) {
     let release = OnceCell::new();
@@ -48,13 +49,16 @@ pub fn look(surveys: &mut [Survey], limit: Duration) {
     }
 }
 
-/// The disks that the kernel opens and a kernel client of whose cluster is dead, by their index.
+/// The disks that the kernel opens and a kernel client of whose cluster is dead, or whose monitors have only one protocol, by
+/// their index.
 fn concerned(survey: &Survey) -> Vec<usize> {
     let dead: BTreeSet<&str> = survey.dead_mappings().map(|(mapping, _)| mapping.fsid.as_str()).collect();
     let concerned = |disk: &DiskFacts| {
         let cluster = survey.cluster_of(disk).and_then(Reading::known);
         disk.disk.access == Access::Krbd
-            && cluster.is_some_and(|cluster| dead.contains(cluster.fsid.as_str()))
+            && cluster.is_some_and(|cluster| {
+                dead.contains(cluster.fsid.as_str()) || cluster.only_protocol.is_some()
+            })
     };
     (0..survey.disks.len()).filter(|disk| concerned(&survey.disks[*disk])).collect()
 }

@@ -21,6 +21,7 @@ use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
 use crate::pve::node_addresses::Whereabouts;
+use crate::pve::snippet;
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::rbd::address::host_of;
 use crate::rbd::spec::Spec;
@@ -75,7 +76,7 @@ pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
     let node = NodeFacts {
         whereabouts: seen.node.whereabouts.clone(),
         rbd_release: seen.node.rbd_release.clone(),
-        ..node_facts(root, &guest, &seen.node.name, quorate(root), kernel::gather(root))
+        ..node_facts(root, &config, &guest, &seen.node.name, (quorate(root), kernel::gather(root)))
     };
     let mut survey = Survey { node, taken_at: time::now().as_secs(), history: Vec::new(), ..seen.clone() };
     let fsids = Fsids::read(root, &config, &seen.storages, &seen.clusters);
@@ -168,7 +169,8 @@ impl Look<'_> {
         for (guest, count) in guests.into_iter().zip(counts) {
             let disks: Vec<DiskFacts> = disks.by_ref().take(count).collect();
             let (storages, clusters) = under(&disks, &storages, &clusters);
-            let node = node_facts(root, &guest, &node, quorate.clone(), kernel.clone());
+            let seen = (quorate.clone(), kernel.clone());
+            let node = node_facts(root, self.config, &guest, &node, seen);
             let taken_at = time::now().as_secs();
             let history = Vec::new();
             surveys.push(Survey {
@@ -235,12 +237,14 @@ fn share_out(named: &Named, survey: &mut Survey) {
 /// This node, as it stands to the guest; its mappings' users are not known yet.
 fn node_facts(
     root: &Root,
+    config: &StorageConfig,
     guest: &Guest,
     name: &str,
-    quorate: Reading<bool>,
-    kernel: KernelFacts,
+    (quorate, kernel): (Reading<bool>, KernelFacts),
 ) -> NodeFacts {
+    let snippets = if guest.node == name { snippet::look(root, config, guest) } else { Vec::new() };
     NodeFacts {
+        snippets,
         name: name.to_owned(),
         quorate,
         running: running(root, guest.kind, guest.vmid),

@@ -9,6 +9,7 @@ use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::keyring::KeyringFacts;
 use crate::pve::connection::Connection;
 use crate::pve::guest::{Disk, Guest};
+use crate::pve::snippet::SnippetFacts;
 use crate::pve::storage::RbdStorage;
 use crate::rbd::action::ActionReport;
 use crate::rbd::address::same_client;
@@ -69,6 +70,10 @@ pub struct NodeFacts {
     /// (rbd-nbd)`.
     #[serde(default)]
     pub whereabouts: BTreeMap<String, String>,
+    /// Snippets that the guest's config names and that a start here fails at, or that could not be looked at; only looked
+    /// for where the guest is this node's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snippets: Vec<SnippetFacts>,
     /// The release of this node's `rbd`, `20.2.4`; only looked for where one of its kernel clients is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rbd_release: Option<Reading<String>>,

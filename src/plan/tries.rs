@@ -4,8 +4,9 @@
 //! the incident: the features of every disk are taken off and put back first.
 
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::finding_codes::Severity;
+use crate::finding_codes::{Code, Severity};
 use crate::observe::survey::Survey;
+use crate::pve::config_lock;
 use crate::pve::guest::Guest;
 use crate::reading::Reading;
 use std::time::Duration;
@@ -70,11 +71,19 @@ pub fn begin(survey: &Survey) -> Begin {
         return Begin::No(format!("guest {vmid} is a template; clone it: {tool} clone {vmid} NEWID"));
     }
     match survey.guest.locked() {
-        Some(lock) if lock != "suspended" => Begin::No(format!(
-            "guest {vmid} is locked ({lock}); wait for that to end, or, if it surely has: {tool} unlock {vmid}"
+        Some(lock) if !config_lock::lets_start(survey.guest.kind, lock) => Begin::No(format!(
+            "guest {vmid} is locked ({lock}): {}",
+            config_lock::way_out(survey.guest.kind, *vmid, lock)
         )),
         _ => Begin::Go,
     }
+}
+
+/// What Proxmox VE itself would refuse the start for, whatever is repaired: nothing is changed for such a start.
+pub fn refused_by_pve(findings: &[Finding]) -> Vec<&Finding> {
+    use Code::{CicustomMissing, GuestLocked, HookscriptMissing, QuorumMissing};
+    let own = [CicustomMissing, GuestLocked, HookscriptMissing, QuorumMissing];
+    findings.iter().filter(|f| f.severity >= Severity::Blocker && own.contains(&f.code)).collect()
 }
 
 /// What stops a start. What a change mends is none of it where something else does: it was not made for that reason.

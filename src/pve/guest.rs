@@ -5,6 +5,7 @@ use super::drive::{self, Bus, Drive, Key, container_key, vm_key};
 use super::hosts::is_dns_name;
 use super::node::GuestFile;
 use super::perl::{boolean, excerpt, is_true, lossy};
+use super::property::{self, Rule, Schema};
 use super::storage::StorageConfig;
 use super::volume::{content_type, is_cloudinit, rbd_name, split_volid};
 use super::words::{Dropped, Kind, Note};
@@ -12,7 +13,7 @@ use crate::rbd::spec::Spec;
 use crate::reading::Failure;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Who opens a disk when the guest starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +152,10 @@ pub struct Guest {
     pub onboot: bool,
     /// The hookscript's volid.
     pub hookscript: Option<String>,
+    /// The snippets that Proxmox VE makes the cloud-init image from (`cicustom`), by what each is for: `user`, `network`, …
+    /// Empty without a cloud-init image: then they are not looked at.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cicustom: BTreeMap<String, String>,
     /// The guest's system, as PVE names it (`win11`, `l26`).
     pub ostype: Option<String>,
     /// What tells a VM from another one that has had its number: the `uuid` of `smbios1`, which PVE gives to each new one
@@ -234,6 +239,7 @@ pub fn read(source: &Source<'_>, storages: &StorageConfig) -> Guest {
         template: false,
         onboot: false,
         hookscript: None,
+        cicustom: BTreeMap::new(),
         ostype: None,
         uuid: None,
         disks: Vec::new(),
@@ -242,6 +248,9 @@ pub fn read(source: &Source<'_>, storages: &StorageConfig) -> Guest {
         parser_dies: config.fatal,
     };
     settings(&mut guest, &config.main);
+    if !lines.iter().any(|line| line.trouble.is_none() && line.is_cloudinit_of(source)) {
+        guest.cicustom.clear();
+    }
     args_note(&mut guest, source.file, &config.main);
     for line in &lines {
         guest.notes.extend(line.note(source.file));
@@ -295,6 +304,13 @@ impl VolumeLine<'_> {
     /// The storage and the volume's name, if the line names a volume and no path.
     fn volume(&self) -> Option<(&str, &[u8])> {
         split_volid(self.drive.file)
+    }
+
+    /// The volume that `PVE::QemuServer::Cloudinit` writes before a start; it looks only for the VM's own number in the name.
+    fn is_cloudinit_of(&self, source: &Source<'_>) -> bool {
+        let own = format!("vm-{}-cloudinit", source.vmid);
+        let has_own = |(_, name): (&str, &[u8])| name.windows(own.len()).any(|part| part == own.as_bytes());
+        source.kind == Kind::Qemu && self.bus != Bus::Vmstate && self.volume().is_some_and(has_own)
     }
 
     fn note(&self, file: &str) -> Option<Note> {
@@ -422,12 +438,27 @@ fn settings(guest: &mut Guest, main: &Section) {
             (_, "hookscript") => guest.hookscript = Some(lossy(value)),
             (_, "ostype") => guest.ostype = Some(lossy(value)),
             (Kind::Qemu, "smbios1") => guest.uuid = uuid(value),
+            (Kind::Qemu, "cicustom") => guest.cicustom = cicustom(value).unwrap_or_default(),
             (_, "template") => guest.template = boolean(value).unwrap_or(is_true(value)),
             (_, "onboot") => guest.onboot = boolean(value).unwrap_or(is_true(value)),
             (Kind::Qemu, "name") | (Kind::Lxc, "hostname") => guest.name = Some(lossy(value)),
             _ => {}
         }
     }
+}
+
+/// `user=local:snippets/u.yaml,network=…` (`PVE::QemuServer`, `$cicustom_fmt`); `None` where PVE drops the line.
+fn cicustom(value: &[u8]) -> Option<BTreeMap<String, String>> {
+    const VOLUME: Rule = Rule::Valid(|value| split_volid(value).is_some(), "a volume");
+    const PARTS: &[(&str, Rule)] =
+        &[("meta", VOLUME), ("network", VOLUME), ("user", VOLUME), ("vendor", VOLUME)];
+    let schema = Schema { default_key: "", groups: &[PARTS], required: &[] };
+    let found = property::parse(&schema, value);
+    if found.rejected().is_some() {
+        return None;
+    }
+    let named = PARTS.iter().filter_map(|(part, _)| Some(((*part).to_owned(), lossy(found.get(part)?))));
+    Some(named.collect())
 }
 
 /// `uuid=b3b9…` of `smbios1`; the only one of its values that is never in base64 (`PVE::QemuServer`, `$smbios1_fmt`).
@@ -692,6 +723,22 @@ mod tests {
         assert_eq!(vm("lock: \r").lock, None);
         assert_eq!(vm("lock: \"\"").locked(), None);
         assert_eq!(vm("lock: whatever").locked(), Some("whatever"));
+    }
+
+    #[test]
+    fn cicustom_counts_with_a_cloud_init_image_on_any_storage() {
+        let named = |text: &str| vm(text).cicustom.into_iter().collect::<Vec<_>>();
+        let line = "cicustom: user=iso:snippets/u.yaml,network=iso:snippets/n.yaml\n";
+        let pair = |part: &str, volid: &str| (part.to_owned(), volid.to_owned());
+        let expected = [pair("network", "iso:snippets/n.yaml"), pair("user", "iso:snippets/u.yaml")];
+        assert_eq!(named(&format!("{line}ide2: ceph:vm-100-cloudinit,media=cdrom\n")), expected);
+        assert_eq!(named(&format!("{line}ide2: iso:100/vm-100-cloudinit.qcow2,media=cdrom\n")), expected);
+        assert_eq!(named(line), []);
+        assert_eq!(named(&format!("{line}ide2: ceph:vm-101-cloudinit,media=cdrom\n")), []);
+        for dropped in ["cicustom: user=nothing\n", "cicustom: user=iso:a,warp=iso:b\n", "cicustom: iso:a\n"]
+        {
+            assert_eq!(named(&format!("{dropped}ide2: ceph:vm-100-cloudinit\n")), [], "{dropped}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What Proxmox VE says: guest configs, drive strings, storage.cfg, node and cluster files.
 
 pub mod config;
+pub mod config_lock;
 pub mod connection;
 mod drive;
 pub mod guest;

@@ -27,6 +27,12 @@ fn broken_vm() -> Node {
     node.lab.rbd(&["pool", "init", POOL]);
     node.storage(POOL, &format!("krbd 1; pool {POOL}"));
     node.vm(516, &read("tests/fixtures/vectors/qemu/516.conf"));
+    // The snippets that its config names.
+    node.append("/etc/pve/storage.cfg", "\ncephfs: cephfs\n\tpath /mnt/pve/cephfs\n\tcontent snippets\n");
+    node.write("/mnt/pve/cephfs/snippets/user-516.yaml", "#cloud-config\n");
+    node.write("/var/lib/vz/snippets/preflight", "#!/bin/sh\n");
+    let hookscript = node.path("/var/lib/vz/snippets/preflight");
+    std::fs::set_permissions(hookscript, PermissionsExt::from_mode(0o755)).unwrap();
     let image = |name: &str| format!("{POOL}/vm-516-{name}");
     for name in ["disk-0", "disk-1", "disk-2", "cloudinit"] {
         // Of an earlier run of this test on the same lab.

@@ -19,7 +19,7 @@ fn assert_found(node: &Node, vmid: u32, code: &str, severity: &str, exit: i32) -
 fn healthy_is_ready() {
     let (node, vmid, _) = Node::with_vm(DEFAULT);
     let report = node.check(vmid);
-    assert_eq!(report["verdict"], "ready", "{report:#}");
+    node.assert_healthy(vmid);
     let wanted: Vec<&str> = DEFAULT.split(',').collect();
     assert_eq!(report["disks"][0]["features"], serde_json::json!(wanted));
 }
@@ -29,6 +29,10 @@ fn image_missing() {
     let (node, vmid) = (Node::new(), new_vmid());
     node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
     assert_found(&node, vmid, "image-missing", "blocker", 3);
+    // What QEMU and Proxmox VE get.
+    let image = format!("vm-{vmid}-disk-0");
+    let said = String::from_utf8_lossy(&node.lab.try_rbd(&["info", &image]).stderr).into_owned();
+    assert!(said.contains(&format!("error opening image {image}: (2) No such file or directory")), "{said}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod mirror;
 mod names;
 mod options;
 mod quorum;
+mod ready;
 mod rehearse;
 mod repair;
 mod sequences;

@@ -182,6 +182,32 @@ rbd: {id}
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
 
+    /// Asserts that nothing is said of a healthy guest that is more than a note: whatever is told of one where nothing
+    /// is wrong is a false alarm.
+    pub fn assert_healthy(&self, vmid: u32) {
+        let report = self.check(vmid);
+        let alarms: Vec<&Value> = report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|finding| finding["severity"] != "note")
+            .collect();
+        assert!(alarms.is_empty() && report["verdict"] == "ready", "{alarms:#?} in {report:#}");
+    }
+
+    /// The stand-in for `qm` (`tests/fakes`), run on this node, which calls the real binary as its hookscript.
+    pub fn qm(&self, command: &str, vmid: u32) -> Ran {
+        let fakes = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fakes");
+        let mut qm = Command::new(format!("{fakes}/qm"));
+        qm.args([command, &vmid.to_string()])
+            .env("PATH", format!("{fakes}:{}", std::env::var("PATH").unwrap()))
+            .env("RBD_PREFLIGHT_ROOT", self.root.path())
+            .env("RBD_PREFLIGHT", env!("CARGO_BIN_EXE_rbd-preflight"))
+            .env_remove("PVE_MIGRATED_FROM")
+            .stdin(std::process::Stdio::null());
+        Ran::of(qm)
+    }
+
     /// The journal's records.
     pub fn journal(&self) -> Vec<Value> {
         let text =

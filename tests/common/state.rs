@@ -662,8 +662,11 @@ impl State {
         let too_late = self.context == Context::Hook
             && self.before_hook
             && !matches!(self.mapped, Mapped::No | Mapped::Dead);
+        // By hand Proxmox VE has still to look at the lock itself.
+        let by_hand = matches!(self.context, Context::ByHand | Context::Start | Context::LastTry);
         self.context != Context::MigrationTarget
             && self.guest_allows()
+            && !(by_hand && self.guest == Guest::Backup)
             && let_go.mapped == Mapped::No
             && let_go.idle()
             && (let_go.locker != Locker::Dead || self.owner_is_gone())

@@ -102,6 +102,7 @@ class Tool:
             early = self.kind == "pct"
             if early:
                 self.activate(vmid)
+            pve.check_cicustom(conf, vmid)
             pve.exec_hookscript(conf, vmid, "pre-start", stop_on_error=True)
             if not early:
                 self.activate(vmid)

@@ -117,6 +117,23 @@ def check_hookscript(volid):
     return path
 
 
+def check_quorum():
+    """What PVE::Cluster::check_cfs_quorum says; `qm` ends with 2 then. A test's link has no bits of pmxcfs's."""
+    members = json.loads(read("/etc/pve/.members", "{}"))
+    if members.get("cluster", {}).get("quorate", 1) != 1:
+        raise Died("cluster not ready - no quorum?", 2)
+
+
+def check_cicustom(conf, vmid):
+    """PVE::QemuServer::Cloudinit reads the snippets of `cicustom` wherever there is a cloud-init image to be written."""
+    image = any(f"vm-{vmid}-cloudinit" in value for key, value in conf.items() if key != "cicustom")
+    for part in filter(None, conf.get("cicustom", "").split(",") if image else []):
+        volid = part.split("=", 1)[1]
+        storage, name = volid.split(":", 1)
+        if not os.path.exists(os.path.join(snippet_directory(storage), name[len("snippets/"):])):
+            raise Died(f"volume '{volid}' does not exist")
+
+
 def exec_hookscript(conf, vmid, phase, stop_on_error=False):
     """stdin is at its end at once; stdout and stderr are read until both are closed, by whoever holds them."""
     if "hookscript" not in conf:

@@ -8,7 +8,7 @@ use serde_json::Value;
 fn qm(node: &KernelNode<'_>, vmid: u32, disks: &[Disk], before: &str) {
     let map = |disk: &Disk| {
         format!(
-            "test -b {} || {} >/dev/null 2>&1 || {{ echo \"can't map rbd volume: rbd: sysfs write failed\" >&2; exit 255; }}",
+            "test -b {} || {} >/dev/null 2>&1 || {{ echo \"can't map rbd volume vm-516-disk-0: rbd: sysfs write failed\" >&2; exit 255; }}",
             node.device(disk),
             disk.rbd("map")
         )

@@ -1,7 +1,7 @@
 //! Keys of type aes256k, which Ceph 20 makes by default and kernels before 7.0 do not take.
 
 use crate::assert_said;
-use crate::common::kernel::{Storage, disk, on_the_kernel, say};
+use crate::common::kernel::{KRBD, Storage, disk, on_the_kernel, say};
 use crate::common::node::{DEFAULT, codes, finding};
 
 /// krbd, by a user of its own, whose key this test changes.
@@ -51,5 +51,43 @@ fn a_key_that_the_kernel_does_not_take() {
         assert!(!told.contains(&"key-type-unsupported".to_owned()), "{told:?}");
         assert_said(&node.hook(vmid), 0, &["the start goes on"]);
         node.assert_ready(&[disk]);
+    });
+}
+
+/// The kernel's keyring takes no further key of root's, and `rbd map` ends with 122.
+#[test]
+fn a_keyring_of_the_kernels_that_is_full() {
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        let quota = node.must("cat /proc/sys/kernel/keys/root_maxkeys");
+        // Root has one key or more already.
+        node.must("echo 1 >/proc/sys/kernel/keys/root_maxkeys");
+        let (alone, ran) = (node.pve_start(&disks), node.hook(vmid));
+        node.must(&format!("echo {} >/proc/sys/kernel/keys/root_maxkeys", quota.trim()));
+        assert_eq!(alone, [122], "Proxmox VE without us");
+        assert_said(&ran, 3, &["kernel-keyring-refused", "Disk quota exceeded", "root_maxkeys"]);
+        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        node.assert_ready(&disks);
+    });
+}
+
+/// An option in `rbd_default_map_options` that this release of `rbd` does not know.
+#[test]
+fn an_option_that_nobody_knows() {
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        kernel.rbd(&["config", "image", "set", &disks[0].spec(), "rbd_default_map_options", "nonsense"]);
+        assert_eq!(node.pve_start(&disks), [22]);
+        let ran = node.hook(vmid);
+        assert_said(
+            &ran,
+            3,
+            &["map-option-unknown", "unknown map option 'nonsense'", "rbd_default_map_options"],
+        );
+        kernel.rbd(&["config", "image", "remove", &disks[0].spec(), "rbd_default_map_options"]);
+        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        node.assert_ready(&disks);
     });
 }
