@@ -6,6 +6,7 @@ pub mod gather;
 pub mod keyring;
 pub mod lock_owner;
 mod mirrors;
+pub mod node_addresses;
 mod owners;
 mod sightings;
 pub mod survey;

@@ -7,6 +7,7 @@ pub mod history;
 pub mod json;
 pub mod many_guests;
 pub mod prometheus;
+mod table;
 pub mod text;
 
 /// A verdict's word, blanks around it or not, in its colour where stdout is a terminal and NO_COLOR is not set.
