@@ -78,23 +78,28 @@ pub fn difference<'a>(old: &'a str, new: &'a str) -> (usize, Vec<&'a str>, Vec<&
 }
 
 /// A line with those that it is continued on. No `Debug`: a keyring's holds a key.
-pub(super) struct Line {
+pub struct Line {
     /// Where it stands, or the section that it begins.
-    pub(super) section: String,
+    pub section: String,
     /// The number of its first line, from 1.
-    pub(super) number: usize,
+    pub number: usize,
     bytes: Range<usize>,
     /// What it is.
-    pub(super) kind: Kind,
+    pub kind: Kind,
 }
 
 /// What a line is.
 #[derive(PartialEq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// `[global]`.
     Section,
     /// `name = value`, with `_` between the name's words and no quotes around the value.
-    Option { name: String, value: String },
+    Option {
+        /// The name.
+        name: String,
+        /// The value.
+        value: String,
+    },
     /// Neither, which Ceph does not read past.
     Junk,
     /// Blank, or a comment.
@@ -102,7 +107,7 @@ pub(super) enum Kind {
 }
 
 /// A text's lines, as ceph.conf and keyrings are made of them.
-pub(super) fn lines(text: &str) -> Vec<Line> {
+pub fn lines(text: &str) -> Vec<Line> {
     let (mut all, mut section, mut at) = (Vec::new(), String::new(), 0);
     let mut physical = text.split_inclusive('\n').enumerate();
     while let Some((index, first)) = physical.next() {

@@ -22,6 +22,7 @@ use crate::settings::policy::Policy;
 use crate::sys::plain::plain;
 use crate::sys::root::Root;
 use crate::sys::time;
+use crate::sys::write::whole;
 use anyhow::{Context, Result};
 use std::cmp::Reverse;
 use std::io::IsTerminal;
@@ -188,19 +189,15 @@ fn saved(file: &Path) -> Result<GuestReport> {
 
 /// Writes a survey whole or not at all.
 fn save(file: &Path, survey: &Survey) -> Result<()> {
-    use std::io::Write;
     let write = || -> Result<()> {
         // A link that somebody planted is not followed, and neither it nor a device (`/dev/stdout`) is replaced.
         match std::fs::symlink_metadata(file) {
             Ok(meta) if !meta.is_file() => anyhow::bail!("that is not a plain file; name another one"),
             _ => {}
         }
-        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut new = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut new, survey)?;
-        new.write_all(b"\n")?;
-        new.persist(file)?;
-        Ok(())
+        let mut text = serde_json::to_vec_pretty(survey)?;
+        text.push(b'\n');
+        Ok(whole(file, ".survey.", &text, |_| Ok(()))?)
     };
     write().with_context(|| format!("cannot write the survey to {}", file.display()))
 }

@@ -10,11 +10,12 @@ use crate::sys::command::Command;
 use crate::sys::process::Runner;
 use crate::sys::quote::quoted;
 use crate::sys::root::Root;
+use crate::sys::write::whole;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -105,12 +106,8 @@ impl Place {
                     return Err(error).with_context(|| format!("is the storage {} mounted?", self.storage));
                 }
             }
-            let mut new = tempfile::Builder::new().prefix(".rbd-preflight.").tempfile_in(directory)?;
-            new.write_all(SNIPPET.as_bytes())?;
-            new.as_file().set_permissions(Permissions::from_mode(0o755))?;
-            new.as_file().sync_all()?;
-            new.persist(&path)?;
-            Ok(())
+            let may_run = |new: &std::fs::File| new.set_permissions(Permissions::from_mode(0o755));
+            Ok(whole(&path, ".rbd-preflight.", SNIPPET.as_bytes(), may_run)?)
         };
         write().with_context(|| format!("cannot write the snippet {}", self.path))
     }

@@ -7,6 +7,7 @@ pub mod keyring;
 pub mod lock_owner;
 mod managers;
 mod mirrors;
+pub mod node_addresses;
 mod owners;
 pub mod rehearsed;
 pub mod running;

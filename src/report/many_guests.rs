@@ -8,6 +8,7 @@ use crate::pve::load::Unread;
 use crate::pve::node::GuestFile;
 use crate::pve::words::Kind;
 use crate::reading::Reading;
+use crate::report::table::{padded, widths};
 use crate::report::text::count;
 use crate::report::{coloured, json};
 use crate::sys::plain::plain;
@@ -108,15 +109,12 @@ fn state(report: &GuestReport) -> String {
 
 /// Columns as wide as their widest cell, cut where the terminal ends; verdicts in colour where there are colours.
 fn lines(rows: &[Row], width: Option<usize>) -> String {
-    let widest = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| console::measure_text_width(cell)).max()
-    };
-    let widths: Vec<usize> = (0..6).map(|column| widest(column).unwrap_or(0)).collect();
+    let widths = widths(rows);
     let mut out = String::new();
     for row in rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-            let padded = console::pad_str(cell, *width, console::Alignment::Left, None);
-            if column == VERDICT { coloured(&padded) } else { padded.into_owned() }
+            let padded = padded(cell, *width);
+            if column == VERDICT { coloured(&padded) } else { padded }
         });
         let line = cells.collect::<Vec<_>>().join("  ");
         let line = line.trim_end();

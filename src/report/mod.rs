@@ -8,6 +8,7 @@ pub mod json;
 pub mod many_guests;
 pub mod prometheus;
 pub mod rehearsal;
+mod table;
 pub mod text;
 pub mod watch;
 

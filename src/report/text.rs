@@ -10,6 +10,7 @@ use crate::pve::guest::{Access, Disk, Guest};
 use crate::pve::words::Kind;
 use crate::rbd::action::ActionReport;
 use crate::report::coloured;
+use crate::report::table::{padded, widths};
 use crate::sys::plain::plain;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -217,12 +218,10 @@ fn shown(text: &str) -> String {
 pub(super) fn table(rows: Vec<Vec<String>>) -> String {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).min(WIDEST_COLUMN)).collect();
+    let widths: Vec<usize> = widths(&rows).into_iter().map(|width| width.min(WIDEST_COLUMN)).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).filter(|(_, w)| **w > 0);
-        let text: Vec<String> = cells.map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let text: Vec<String> = cells.map(|(cell, width)| padded(cell, *width)).collect();
         format!("  {}\n", text.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
@@ -231,6 +230,13 @@ pub(super) fn table(rows: Vec<Vec<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other_in_chinese_too() {
+        let rows = [["数据库", "a"], ["web", "b"]];
+        let out = table(rows.map(|row| row.map(str::to_owned).to_vec()).to_vec());
+        assert_eq!(out, "  数据库  a\n  web     b\n");
+    }
 
     #[test]
     fn sizes_are_said_exactly() {

@@ -9,3 +9,4 @@ pub mod quote;
 pub mod root;
 pub(crate) mod syscalls;
 pub mod time;
+pub mod write;

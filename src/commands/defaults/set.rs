@@ -19,6 +19,7 @@ use crate::sys::command::Command;
 use crate::sys::plain::plain;
 use crate::sys::process::{Runner, System};
 use crate::sys::time::now;
+use crate::sys::write::whole;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::stat::utimes;
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -272,12 +273,10 @@ fn replace(file: &Path, old: &str, new: &str, backup: &Path) -> Result<()> {
     // pmxcfs gives every file the mode that its path has, and refuses others.
     let _ = kept.set_permissions(permissions.clone());
     kept.sync_all()?;
-    let directory = file.parent().unwrap_or(Path::new("/"));
-    let mut whole = tempfile::Builder::new().prefix("ceph.conf.new.").tempfile_in(directory)?;
-    whole.write_all(new.as_bytes())?;
-    let _ = whole.as_file().set_permissions(permissions);
-    whole.as_file().sync_all()?;
-    whole.persist(file)?;
+    whole(file, "ceph.conf.new.", new.as_bytes(), |new| {
+        let _ = new.set_permissions(permissions);
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -4,8 +4,9 @@
 //! `.members`, corosync.conf's rings, the daemons' sections that PVE writes to ceph.conf, and `/etc/hosts`. An earlier
 //! one outweighs a later one. An address that none of them names may still be a node's.
 
-use super::hosts::host_and_port;
-use super::node::{node_name, nodes};
+use crate::ceph::conf::{Kind, lines};
+use crate::pve::hosts::host_and_port;
+use crate::pve::node::{node_name, nodes};
 use crate::rbd::address::bare_address;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
@@ -151,19 +152,16 @@ fn rings(text: &str) -> Vec<Named> {
     all
 }
 
-/// A section of ceph.conf: its name, its settings with `_` for blanks and dashes.
+/// A section of ceph.conf: its name, and its settings.
 type Section = (String, Vec<(String, String)>);
 
 fn sections(text: &str) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
-    for line in text.lines() {
-        let line = line.split(['#', ';']).next().unwrap_or_default().trim();
-        let heading = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-        if let Some(name) = heading {
-            sections.push((name.trim().to_owned(), Vec::new()));
-        } else if let (Some((key, value)), Some((_, settings))) = (line.split_once('='), sections.last_mut())
-        {
-            settings.push((key.trim().replace([' ', '-'], "_"), value.trim().trim_matches('"').to_owned()));
+    for line in lines(text) {
+        match (line.kind, sections.last_mut()) {
+            (Kind::Section, _) => sections.push((line.section, Vec::new())),
+            (Kind::Option { name, value }, Some((_, settings))) => settings.push((name, value)),
+            _ => {}
         }
     }
     sections
