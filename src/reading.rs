@@ -1,7 +1,8 @@
 //! A fact read from outside: known, or not known and why. An error while reading is never taken for "no".
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, io};
 
 /// What came of reading one fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,12 +77,43 @@ impl<T> From<Result<T, Failure>> for Reading<T> {
     }
 }
 
+/// An errno (either sign) with its number, name and text, as people search for it:
+/// `error 108 (ESHUTDOWN, Cannot send after transport endpoint shutdown)`.
+pub fn errno_text(errno: i32) -> String {
+    let errno = errno.saturating_abs();
+    let name = match (errno, Errno::from_raw(errno)) {
+        (ENOTSUPP, _) => "ENOTSUPP".to_owned(),
+        (_, Errno::UnknownErrno) => return format!("error {errno}"),
+        (_, known) => format!("{known:?}"),
+    };
+    format!("error {errno} ({name}, {})", errno_words(errno))
+}
+
+/// The kernel's own errno for what it does not support, for which the C library has no words (`include/linux/errno.h`).
+const ENOTSUPP: i32 = 524;
+
+/// The C library's words for a positive errno: those that `rbd`, QEMU and the shell show.
+fn errno_words(errno: i32) -> String {
+    if errno == ENOTSUPP {
+        return "Operation is not supported".to_owned();
+    }
+    let words = io::Error::from_raw_os_error(errno).to_string();
+    words.strip_suffix(&format!(" (os error {errno})")).map_or(words.clone(), str::to_owned)
+}
+
 impl Failure {
     /// A failure with an errno (either sign; Ceph returns it negative), described by the C library's words for it.
     pub fn errno(what: impl Into<String>, errno: i32) -> Self {
         let errno = errno.saturating_abs();
-        let words = nix::errno::Errno::from_raw(errno).desc();
-        Self { origin: Origin::Outside, what: what.into(), errno: Some(errno), message: words.to_owned() }
+        Self { origin: Origin::Outside, what: what.into(), errno: Some(errno), message: errno_words(errno) }
+    }
+
+    /// What the system answered when a file was to be read, or something like it.
+    pub fn io(what: impl Into<String>, error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::errno(what, errno),
+            None => Self::new(what, error.to_string()),
+        }
     }
 
     /// A failure without an errno.
@@ -104,9 +136,12 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            Some(errno) => write!(f, "{}: ({errno}) {}", self.what, self.message),
-            None => write!(f, "{}: {}", self.what, self.message),
+        let Some(errno) = self.errno else { return write!(f, "{}: {}", self.what, self.message) };
+        write!(f, "{}: {}", self.what, errno_text(errno))?;
+        // What is said beyond the errno's own words.
+        match self.message.strip_prefix(&errno_words(errno)) {
+            Some(rest) => f.write_str(rest),
+            None => write!(f, ": {}", self.message),
         }
     }
 }
@@ -120,6 +155,34 @@ mod tests {
     #[test]
     fn failure_names_errno_in_either_sign() {
         let failure = Failure::errno("open x", -108);
-        assert_eq!(failure.to_string(), "open x: (108) Cannot send after transport endpoint shutdown");
+        assert_eq!(
+            failure.to_string(),
+            "open x: error 108 (ESHUTDOWN, Cannot send after transport endpoint shutdown)"
+        );
+    }
+
+    /// The words are those that Ceph's own programs show: nix has others for some of them.
+    #[test]
+    fn an_errno_has_its_number_its_name_and_the_words_that_people_search_for() {
+        for (errno, text) in [
+            (-5, "error 5 (EIO, Input/output error)"),
+            (95, "error 95 (EOPNOTSUPP, Operation not supported)"),
+            (524, "error 524 (ENOTSUPP, Operation is not supported)"),
+            (4000, "error 4000"),
+        ] {
+            assert_eq!(errno_text(errno), text);
+        }
+    }
+
+    #[test]
+    fn what_is_said_beyond_the_errno_is_shown_and_its_words_once() {
+        let mut failure = Failure::io("read f", &io::Error::from_raw_os_error(2));
+        failure.message += "; is it there?";
+        assert_eq!(failure.to_string(), "read f: error 2 (ENOENT, No such file or directory); is it there?");
+        failure.message = "the parent is gone".to_owned();
+        assert_eq!(
+            failure.to_string(),
+            "read f: error 2 (ENOENT, No such file or directory): the parent is gone"
+        );
     }
 }

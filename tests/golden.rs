@@ -187,7 +187,8 @@ fn what_is_said_of_every_finding_is_what_was_read_and_approved() {
     let texts = texts();
     let file = |name: &str| folder().join(format!("{name}.txt"));
     let there = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
-    let there: BTreeSet<PathBuf> = there.filter(|path| path.extension().is_some_and(|e| e == "txt")).collect();
+    let there: BTreeSet<PathBuf> =
+        there.filter(|path| path.extension().is_some_and(|e| e == "txt")).collect();
     let wanted: BTreeSet<PathBuf> = texts.keys().map(|name| file(name)).collect();
     if std::env::var_os("RBD_PREFLIGHT_WRITE_DOCS").is_some() {
         there.difference(&wanted).for_each(|old| std::fs::remove_file(old).unwrap());

@@ -14,7 +14,7 @@ use crate::kernel::messages::{self, About};
 use crate::kernel::{Mapping, device, sysfs};
 use crate::process::{Outcome, Runner, Status, Stream};
 use crate::pve::lock::{self, Held};
-use crate::reading::Reading;
+use crate::reading::{Reading, errno_text};
 use crate::root::Root;
 use crate::survey::{DiskFacts, Survey};
 use anyhow::Result;
@@ -354,10 +354,21 @@ fn percent(bytes: &[u8]) -> Option<u64> {
 fn failed(outcome: &Outcome) -> ActionResult {
     let said = outcome.said();
     let message = match outcome.status {
-        Status::Exit(code) => format!("exit {code}: {said}"),
+        Status::Exit(code) => format!("{}: {said}", exit_in_words(code, &said)),
         status => format!("{status} after {} s: {said}", outcome.duration.as_secs()),
     };
     ActionResult::Failed { errno: outcome.errno(), message }
+}
+
+/// What `rbd` exits with: 1 for a command line that it does not take, else the lowest eight bits of the errno, which it has
+/// whole in its last words (`rbd: map failed: (524) Unknown error 524`, exit 12).
+fn exit_in_words(code: i32, said: &str) -> String {
+    let whole = said.rsplit('(').find_map(|rest| rest.split_once(')')?.0.parse().ok());
+    match whole.filter(|errno: &i32| errno & 0xff == code) {
+        Some(errno) => errno_text(errno),
+        None if code == 1 => "exit code 1".to_owned(),
+        None => errno_text(code),
+    }
 }
 
 fn withheld(why: String) -> ActionResult {
@@ -391,6 +402,27 @@ mod tests {
             Action { target, change },
             ActionResult::Failed { errno: Some(110), message: "".into() },
         )
+    }
+
+    #[test]
+    fn what_rbd_exits_with_is_its_errno_cut_to_eight_bits_unless_it_is_the_command_line() {
+        for (code, said, expected) in [
+            (
+                108,
+                "rbd: map failed: (108) Cannot send after transport endpoint shutdown",
+                "error 108 (ESHUTDOWN, Cannot send after transport endpoint shutdown)",
+            ),
+            (
+                12,
+                "rbd: map failed: (524) Unknown error 524",
+                "error 524 (ENOTSUPP, Operation is not supported)",
+            ),
+            (22, "rbd: (1) of (2) ", "error 22 (EINVAL, Invalid argument)"),
+            (1, "rbd: unrecognised option '--x'", "exit code 1"),
+            (1, "rbd: list failed: (1) Operation not permitted", "error 1 (EPERM, Operation not permitted)"),
+        ] {
+            assert_eq!(exit_in_words(code, said), expected);
+        }
     }
 
     #[test]

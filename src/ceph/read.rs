@@ -321,8 +321,7 @@ mod tests {
     #[test]
     fn no_word_at_all_is_a_connection_that_timed_out() {
         let reading = Gathered::default().finish(&connection(), &[], false);
-        let expected =
-            "connect to Ceph as client.admin, conf /nonexistent/ceph.conf: (110) Connection timed out";
+        let expected = "connect to Ceph as client.admin, conf /nonexistent/ceph.conf: error 110 (ETIMEDOUT, Connection timed out)";
         assert_eq!(reading.failure().unwrap().to_string(), expected);
     }
 }

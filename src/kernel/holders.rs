@@ -502,11 +502,7 @@ fn look<T>(result: io::Result<T>, place: &Path) -> Result<Option<T>, Failure> {
 }
 
 fn failure(verb: &str, place: &Path, e: &io::Error) -> Failure {
-    let what = format!("{verb} {}", place.display());
-    match e.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, e.to_string()),
-    }
+    Failure::io(format!("{verb} {}", place.display()), e)
 }
 
 #[cfg(test)]

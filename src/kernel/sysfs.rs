@@ -161,11 +161,7 @@ fn absent(e: &io::Error) -> bool {
 }
 
 fn failure(file: &Path, e: &io::Error) -> Failure {
-    let what = format!("read {}", file.display());
-    match e.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, e.to_string()),
-    }
+    Failure::io(format!("read {}", file.display()), e)
 }
 
 #[cfg(test)]

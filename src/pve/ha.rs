@@ -25,7 +25,7 @@ pub fn resources(root: &Root) -> Result<BTreeMap<u32, Resource>, Failure> {
     match std::fs::read_to_string(root.path(RESOURCES)) {
         Ok(text) => Ok(parse(&text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
-        Err(error) => Err(Failure::new(format!("read {RESOURCES}"), error.to_string())),
+        Err(error) => Err(Failure::io(format!("read {RESOURCES}"), &error)),
     }
 }
 
@@ -46,15 +46,15 @@ pub fn disarm(root: &Root) -> Reading<Option<Disarm>> {
         #[serde(default)]
         disarm: Option<Disarm>,
     }
-    let failure = |message: String| Reading::Unknown(Failure::new(format!("read {STATUS}"), message));
+    let what = || format!("read {STATUS}");
     match std::fs::read(root.path(STATUS)) {
         Ok(bytes) if bytes.trim_ascii().is_empty() => Reading::Known(None),
         Ok(bytes) => match serde_json::from_slice::<Status>(&bytes) {
             Ok(status) => Reading::Known(status.disarm),
-            Err(error) => failure(error.to_string()),
+            Err(error) => Reading::Unknown(Failure::new(what(), format!("not pmxcfs's JSON: {error}"))),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Reading::Known(None),
-        Err(error) => failure(error.to_string()),
+        Err(error) => Reading::Unknown(Failure::io(what(), &error)),
     }
 }
 

@@ -35,10 +35,11 @@ pub type Check = Reading<Regex>;
 /// Reads the check. It is not run: only its pattern is taken.
 pub fn installed_check(root: &Root) -> Check {
     let what = || format!("read {CHECK}");
-    let pattern = std::fs::read(root.path(CHECK)).map_err(|error| failure(what(), &error)).and_then(|text| {
-        pattern(&String::from_utf8_lossy(&text))
-            .ok_or_else(|| Failure::new(what(), "its check of a keyring is none that is understood"))
-    });
+    let pattern =
+        std::fs::read(root.path(CHECK)).map_err(|error| Failure::io(what(), &error)).and_then(|text| {
+            pattern(&String::from_utf8_lossy(&text))
+                .ok_or_else(|| Failure::new(what(), "its check of a keyring is none that is understood"))
+        });
     pattern.into()
 }
 
@@ -117,7 +118,7 @@ pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
             accepted: Reading::Known(true),
         },
         Err(error) => {
-            let failure = failure(format!("read {path}"), &error);
+            let failure = Failure::io(format!("read {path}"), &error);
             KeyringFacts { content: Reading::Unknown(failure.clone()), accepted: Reading::Unknown(failure) }
         }
     })
@@ -126,13 +127,6 @@ pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
 /// Perl takes a text that is empty or `0` for none.
 fn accepts(check: &Regex, text: &[u8]) -> bool {
     !text.is_empty() && text != b"0" && check.is_match(text)
-}
-
-fn failure(what: String, error: &std::io::Error) -> Failure {
-    match error.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, error.to_string()),
-    }
 }
 
 #[cfg(test)]

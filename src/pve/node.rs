@@ -136,11 +136,7 @@ fn exists(path: &Path) -> Result<bool, Failure> {
 }
 
 fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
-    let what = format!("{verb} {}", path.display());
-    match error.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, error.to_string()),
-    }
+    Failure::io(format!("{verb} {}", path.display()), error)
 }
 
 /// What pmxcfs says of the cluster.

@@ -252,13 +252,8 @@ fn hosts(text: &str) -> Vec<(String, IpAddr)> {
 /// This node's addresses, from `/proc/net`: IPv4 from the routing table's local entries, IPv6 where the kernel has it.
 fn own_addresses(root: &Root) -> Result<BTreeSet<IpAddr>, Failure> {
     let path = root.path("/proc/net/fib_trie");
-    let trie = std::fs::read_to_string(&path).map_err(|error| {
-        let what = format!("read {}", path.display());
-        error.raw_os_error().map_or_else(
-            || Failure::new(what.clone(), error.to_string()),
-            |errno| Failure::errno(what.clone(), errno),
-        )
-    })?;
+    let trie = std::fs::read_to_string(&path)
+        .map_err(|error| Failure::io(format!("read {}", path.display()), &error))?;
     let v6 = std::fs::read_to_string(root.path("/proc/net/if_inet6")).unwrap_or_default();
     let mut own = local_v4(&trie);
     own.extend(v6.lines().filter_map(v6_of_line));
