@@ -88,7 +88,7 @@ pub fn node_entry(facts: &ClusterFacts) -> Option<&BlocklistEntry> {
 fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
     let BlocklistEntry { address, until, .. } = node_entry(facts)?;
     let own = facts.own_addresses.join(", ");
-    let detail = format!("{address} until {until}; this node's clients come from there ({own})");
+    let detail = format!("{address} until {until}; this node's clients have that address ({own})");
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))
 }
 
@@ -127,8 +127,8 @@ fn answers(facts: &ClusterFacts, lock_to_break: bool, full: bool) -> Vec<Finding
 }
 
 /// What the checks about keys mean (CVE-2025-30156).
-const KEYS: &str = "no read or write is stopped by it: keys of type aes are in use, or allowed, with which an attacker who has one could \
-     make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
+const KEYS: &str = "this stops no read and no write; keys of type aes are in use, or allowed, and an attacker who has one could make \
+     more of them (CVE-2025-30156): once all clients know the type aes256k, give them keys of that type";
 
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
 fn unhealthy(health: &Health, full: bool) -> Option<Finding> {

@@ -108,7 +108,7 @@ codes! {
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
-        "see the detail; the guest is not checked until its cause is gone";
+        "remove the cause that is shown, then check again; until then the disks on that cluster are not checked";
     NodeBlocklisted "node-blocklisted" Blocker
         "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
         "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
@@ -123,13 +123,13 @@ codes! {
         "install the packages librados2 and librbd1";
     ImageUnreadable "image-unreadable" Unknown
         "the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "see whether the cluster is healthy (`ceph -s`), remove the cause that is shown, then check again";
     FactsIncomplete "facts-incomplete" Unknown
         "part of what there is to know about the image could not be read"
-        "see the detail; try again when its cause is gone";
+        "see whether the cluster is healthy (`ceph -s`), remove the cause that is shown, then check again";
     FeaturesUnsupported "features-unsupported" Blocker
         "the image has features that this node's kernel cannot map"
-        "take the features off where Ceph allows it, or set `krbd 0` on the storage";
+        "disable the features where Ceph allows it, or set `krbd 0` on the storage";
     JournalingOnKrbd "journaling-on-krbd" Blocker
         "the image has journaling, which no kernel can map"
         "disable journaling on the image";
@@ -150,7 +150,7 @@ codes! {
         "nothing to do";
     ImageNonPrimary "image-non-primary" Blocker
         "the image is the non-primary copy of a mirrored image and cannot be written"
-        "promote the image, or start the guest at the primary site";
+        "start the guest at the primary site; or demote the image there, then promote it here";
     ImageMigrating "image-migrating" Blocker
         "a live migration of the image is under way"
         "finish it with `rbd migration execute` and `rbd migration commit`, or `rbd migration abort`";
@@ -170,23 +170,23 @@ codes! {
         "a client that is gone still owns the image's exclusive lock"
         "let librbd break the lock";
     LockOwnerAlive "lock-owner-alive" Unsafe
-        "the owner of the image's lock does not watch the image, but it lives and has others open; whoever takes the lock over puts it on the blocklist, and its other disks die"
-        "shut down the guests that it serves and unmap their disks; then the client is gone, and the lock can be broken";
+        "the owner of the image's lock no longer watches this image, but it is alive and has others open: whoever takes the lock over puts it on the OSD blocklist, and its other disks fail"
+        "shut down the guests whose disks it has open and unmap what is left; once that client is gone, the lock can be broken";
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
         "give the user `profile rbd` on the monitors";
     InUseElsewhere "in-use-elsewhere" Unsafe
         "another client has the image open; starting now makes a second writer"
-        "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";
+        "if that client has just crashed, Ceph forgets it within 30 s; if it is alive, stop it where it runs, then start the guest";
     InUseUnknown "in-use-unknown" Unknown
         "it could not be read whether another client has the image open"
-        "see the detail; try again when its cause is gone";
+        "see whether the cluster is healthy (`ceph -s`), remove the cause that is shown, then check again";
     LockExternal "lock-external" Blocker
         "the image has a lock that was set by hand or by a script"
-        "when its owner is surely gone, remove it";
+        "find out who set it and what for; when that is surely over, remove it with `rbd lock rm`";
     BlocklistExpireSet "blocklist-expire-set" Warning
         "rbd_blocklist_expire_seconds is set: librbd then cannot break a stale lock (Ceph tracker 54613)"
-        "remove rbd_blocklist_expire_seconds from the configuration";
+        "remove rbd_blocklist_expire_seconds from ceph.conf and from the monitors' configuration (`ceph config rm client rbd_blocklist_expire_seconds`)";
     ImageShared "image-shared" Warning
         "the image is named by more than one disk"
         "make sure that only one of them runs, or give each its own image";
@@ -204,7 +204,7 @@ codes! {
         "unmap it";
     MappingBusy "mapping-busy" Unsafe
         "the image is mapped here and something other than the guest has the device open"
-        "end what holds it, then unmap it";
+        "stop what has it open, then unmap it";
     MappingOtherImage "mapping-other-image" Unsafe
         "the device that PVE would use for the disk is another image"
         "unmap it, so that the disk's own image is mapped; what it holds stays as it is";
@@ -219,13 +219,13 @@ codes! {
         "map it";
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
-        "see what the kernel said";
+        "see what `rbd` and the kernel said; `journalctl -k` has the kernel's lines around it";
     MsModeMismatch "ms-mode-mismatch" Blocker
         "no monitor has an address that speaks the protocol which the map asks for (ms_mode)"
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
     CommandUnknown "command-unknown" Unknown
         "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
-        "report it with the detail; the start goes on without it";
+        "report it to the authors of rbd-preflight with what is shown; the start continues without it";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";
@@ -258,9 +258,9 @@ codes! {
         "bring back the cluster's other nodes";
     GuestStateUnknown "guest-state-unknown" Warning
         "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
-        "see the detail";
+        "remove the cause that is shown, then check again";
     ConfigLineDropped "config-line-dropped" Note
-        "PVE does not read a line as it was meant"
+        "PVE ignores a line of its configuration, or does not read it as it was meant"
         "correct the line";
 }
 

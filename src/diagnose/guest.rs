@@ -67,7 +67,7 @@ fn state(survey: &Survey) -> Vec<Finding> {
         let mut finding = Finding::new(Code::GuestLocked, format!("lock: {lock}"));
         if HARMLESS_LOCKS.contains(&lock) {
             finding.summary =
-                "the guest's config is locked, in a way that keeps nothing from being repaired".to_owned();
+                "the guest's config is locked, by an operation that does not prevent a repair".to_owned();
             finding = finding.remedy(RemedyKind::None, "");
         }
         findings.push(finding);

@@ -18,9 +18,10 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
     let (errno, message) = failed.failure()?;
     let said: Vec<KernelMessage> =
         failed.kernel_log.iter().filter_map(|line| parse(line)).map(|line| line.message).collect();
+    let ended = if message.starts_with("error ") { " fails with" } else { ":" };
     let detail = match failed.kernel_log.as_slice() {
-        [] => message.to_owned(),
-        lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
+        [] => format!("`rbd map`{ended} {message}"),
+        lines => format!("`rbd map`{ended} {message}; the kernel said: {}", lines.join(" | ")),
     };
     let keyring = image.storage().and_then(|storage| storage.keyring.as_ref()?.content.known());
     let new_key = keyring.is_some_and(|keyring| keyring.key == Key::Aes256k);
@@ -30,8 +31,13 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         code @ (Code::ClusterUnreachable | Code::LockDying) => {
             try_again(image, Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()), next)
         }
-        Code::NodeClientBlocklisted | Code::MapFailed => {
-            try_again(image, Finding::new(Code::MapFailed, detail), next)
+        Code::MapFailed => try_again(image, Finding::new(Code::MapFailed, detail), next),
+        Code::NodeClientBlocklisted => {
+            let mut finding = Finding::new(Code::MapFailed, detail);
+            finding.summary =
+                "the kernel could not map the image: the kernel client that it would share is dead"
+                    .to_owned();
+            try_again(image, finding, next)
         }
         // What this side did wrong is no fault of the image.
         Code::CommandUnknown => Finding::new(Code::CommandUnknown, detail),
@@ -45,7 +51,13 @@ const KEY_TYPE: [Errno; 2] = [Errno::EINVAL, Errno::ENOMEM];
 
 /// The finding with another try as its remedy, or as it is if there is none left.
 fn try_again(image: &Image, finding: Finding, next: &Change) -> Finding {
-    let tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    let mut tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    tried.remedy.text = match next {
+        Change::Map { noshare: true, .. } => {
+            "map it again, with a kernel client of its own (noshare)".to_owned()
+        }
+        _ => "map it again".to_owned(),
+    };
     if tried.remedy.kind == RemedyKind::Automatic { tried } else { finding }
 }
 
