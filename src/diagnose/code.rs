@@ -83,7 +83,7 @@ codes! {
         "the disk's storage may not hold this kind of volume"
         "add the content type to the storage";
     ConfigUnreadable "config-unreadable" Blocker
-        "PVE's own parser dies on the guest's config"
+        "PVE cannot read the guest's config: its own parser dies on it"
         "correct the line";
     VolumeNameInvalid "volume-name-invalid" Blocker
         "PVE cannot parse the volume's name and refuses the start"
@@ -93,7 +93,7 @@ codes! {
         "check the monitors, the OSDs and the network, then try again";
     ClusterAuthFailed "cluster-auth-failed" Blocker
         "the Ceph cluster refuses the storage's user or key"
-        "compare the storage's keyring with what the cluster holds for the user";
+        "compare the storage's keyring with what the cluster holds for the user (`ceph auth get client.USER`)";
     KeyringUnreadable "keyring-unreadable" Blocker
         "Ceph's libraries on this node cannot read the storage's keyring; QEMU and rbd use the same ones"
         "write the keyring anew, with nothing but the key; for a key of type aes256k install Ceph 19.2.6 or 20.2.4 on this node, or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`)";
@@ -137,7 +137,7 @@ codes! {
         "the image lacks features that PVE sets on krbd disks"
         "enable them, then rebuild the object map";
     FeaturesUnwanted "features-unwanted" Warning
-        "the image has features that are not to be on krbd disks of this kernel"
+        "the image has features that PVE disables on krbd disks of this kernel"
         "disable them";
     ObjectMapInvalid "object-map-invalid" Warning
         "the object map is flagged invalid and not used; nothing but a rebuild mends it"
@@ -146,7 +146,7 @@ codes! {
         "the last thing to try: exclusive-lock, object-map and fast-diff are taken off and put back, and the object map is made anew"
         "reset them";
     DeepFlattenMissing "deep-flatten-missing" Note
-        "the image has no deep-flatten; it can never be given back and is not needed to start"
+        "the image has no deep-flatten; Ceph cannot add it later, and no start needs it"
         "nothing to do";
     ImageNonPrimary "image-non-primary" Blocker
         "the image is the non-primary copy of a mirrored image and cannot be written"
@@ -186,7 +186,7 @@ codes! {
         "find out who set it and what for; when that is surely over, remove it with `rbd lock rm`";
     BlocklistExpireSet "blocklist-expire-set" Warning
         "rbd_blocklist_expire_seconds is set: librbd then cannot break a stale lock (Ceph tracker 54613)"
-        "remove rbd_blocklist_expire_seconds from ceph.conf and from the monitors' configuration (`ceph config rm client rbd_blocklist_expire_seconds`)";
+        "remove rbd_blocklist_expire_seconds from ceph.conf and from the monitors' configuration (`ceph config rm`)";
     ImageShared "image-shared" Warning
         "the image is named by more than one disk"
         "make sure that only one of them runs, or give each its own image";

@@ -35,8 +35,7 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         Code::NodeClientBlocklisted => {
             let mut finding = Finding::new(Code::MapFailed, detail);
             finding.summary =
-                "the kernel could not map the image: the kernel client that it would share is dead"
-                    .to_owned();
+                "the kernel could not map the image: the kernel client for it is dead".to_owned();
             try_again(image, finding, next)
         }
         // What this side did wrong is no fault of the image.

@@ -64,13 +64,17 @@ pub fn next_step(report: &GuestReport) -> Option<String> {
     let mut stopping = report.findings.iter().filter(stops).peekable();
     let by_repair = format!("`rbd-preflight repair {vmid}` mends {automatic} of these; --dry-run shows how.");
     match (report.verdict(), automatic) {
+        (Verdict::Unknown, 0) => Some(
+            "Whether the guest can start is not known; the hook lets it start, unless the settings say `on_error: block`."
+                .to_owned(),
+        ),
         (Verdict::Ready, _) | (_, 0) if stopping.peek().is_none() => None,
         (_, 1..) if stopping.peek().is_none() => Some(by_repair),
         (_, 1..) => Some(format!("{by_repair} What else stops the start needs an administrator.")),
         (_, 0) if stopping.all(|finding| finding.remedy.kind == RemedyKind::Wait) => {
-            Some(format!("This may pass by itself: wait, then run `rbd-preflight check {vmid}` again."))
+            Some(format!("When that has passed or is done, run `rbd-preflight check {vmid}` again."))
         }
-        (_, 0) => Some("Nothing of this can be fixed automatically: it needs an administrator.".to_owned()),
+        (_, 0) => Some("Nothing here can be fixed automatically; it needs an administrator.".to_owned()),
     }
 }
 
