@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use std::error::Error;
 use std::{fmt, io};
 
 /// What came of reading one fact.
@@ -101,6 +102,41 @@ fn errno_words(errno: i32) -> String {
     words.strip_suffix(&format!(" (os error {errno})")).map_or(words.clone(), str::to_owned)
 }
 
+/// An error with all its causes, in one line, each errno as [`errno_text`] has it.
+pub fn error_text(error: &anyhow::Error) -> String {
+    error.chain().map(cause_text).collect::<Vec<_>>().join(": ")
+}
+
+/// An error without its causes.
+pub fn cause_text(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref::<Errno>() {
+        Some(errno) => errno_text(*errno as i32),
+        None => with_errnos(&error.to_string()),
+    }
+}
+
+/// Text in which the standard library's `No such file or directory (os error 2)`, however deep, has become [`errno_text`].
+fn with_errnos(text: &str) -> String {
+    const MARK: &str = " (os error ";
+    let (mut done, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once(MARK) {
+        let errno = after.split_once(')').and_then(|(errno, tail)| Some((errno.parse().ok()?, tail)));
+        let known =
+            errno.and_then(|(errno, tail)| Some((before.strip_suffix(&errno_words(errno))?, errno, tail)));
+        match known {
+            Some((before, errno, tail)) => {
+                done += &format!("{before}{}", errno_text(errno));
+                rest = tail;
+            }
+            None => {
+                done += &format!("{before}{MARK}");
+                rest = after;
+            }
+        }
+    }
+    done + rest
+}
+
 impl Failure {
     /// A failure with an errno (either sign; Ceph returns it negative), described by the C library's words for it.
     pub fn errno(what: impl Into<String>, errno: i32) -> Self {
@@ -112,7 +148,7 @@ impl Failure {
     pub fn io(what: impl Into<String>, error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(errno) => Self::errno(what, errno),
-            None => Self::new(what, error.to_string()),
+            None => Self::new(what, cause_text(error)),
         }
     }
 
@@ -146,7 +182,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
 
 #[cfg(test)]
 mod tests {
@@ -171,6 +207,19 @@ mod tests {
             (4000, "error 4000"),
         ] {
             assert_eq!(errno_text(errno), text);
+        }
+    }
+
+    #[test]
+    fn an_error_says_the_errno_of_each_cause_in_full() {
+        let io = io::Error::from_raw_os_error(13);
+        let nested = io::Error::other(format!("{io} at path \"/x\""));
+        let error = anyhow::Error::new(nested).context("cannot write");
+        assert_eq!(error_text(&error), "cannot write: error 13 (EACCES, Permission denied) at path \"/x\"");
+        let error = anyhow::Error::new(Errno::EBUSY).context("lock it");
+        assert_eq!(error_text(&error), "lock it: error 16 (EBUSY, Device or resource busy)");
+        for text in ["what (os error 13)", "(os error ", "a (os error x) b"] {
+            assert_eq!(with_errnos(text), text);
         }
     }
 

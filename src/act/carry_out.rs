@@ -14,7 +14,7 @@ use crate::kernel::messages::{self, About};
 use crate::kernel::{Mapping, device, sysfs};
 use crate::process::{Outcome, Runner, Status, Stream};
 use crate::pve::lock::{self, Held};
-use crate::reading::{Reading, errno_text};
+use crate::reading::{Reading, errno_text, error_text};
 use crate::root::Root;
 use crate::survey::{DiskFacts, Survey};
 use anyhow::Result;
@@ -61,7 +61,7 @@ impl Hands<'_> {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Vec<ActionReport> {
         self.try_carry_out(batch, look, progress).unwrap_or_else(|error| {
-            let why = format!("{error:#}");
+            let why = error_text(&error);
             let result = if error.is::<Busy>() { ActionResult::Busy { why } } else { withheld(why) };
             batch.iter().map(|action| ActionReport::new(action.clone(), result.clone())).collect()
         })
@@ -131,7 +131,7 @@ impl Hands<'_> {
         let intent = self.intent(survey, action);
         let ticket = match journal.intent(self.run, now().as_secs(), intent) {
             Ok(ticket) => ticket,
-            Err(error) => return withheld(format!("{error:#}")),
+            Err(error) => return withheld(error_text(&error)),
         };
         let result = match &action.change {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
@@ -142,7 +142,7 @@ impl Hands<'_> {
         let result = with_duration(result, begun.elapsed());
         // The change is made: a journal that cannot be written now is no reason to say that it was not.
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
-            log::error!("{}: the change was made, but {error:#}", action.target.spec);
+            log::error!("{}: the change was made, but {}", action.target.spec, error_text(&error));
         }
         log::info!("guest {}: {} [{}]", self.vmid, result.of(&action.describe()), action.command_line());
         result
@@ -218,7 +218,7 @@ impl Hands<'_> {
                 format!("there was no time left for it; ended after {} s", outcome.duration.as_secs()),
             ),
             Ok(outcome) => failed(&outcome),
-            Err(error) => ActionResult::Failed { errno: None, message: format!("{error:#}") },
+            Err(error) => ActionResult::Failed { errno: None, message: error_text(&error) },
         }
     }
 }

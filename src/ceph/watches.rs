@@ -15,7 +15,7 @@ use crate::ceph::list;
 use crate::ceph::read::{PoolName, side_by_side};
 use crate::process::{Command, Runner, Status, System};
 use crate::pve::connection::{Connection, arguments};
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Reading, error_text};
 use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -242,7 +242,7 @@ pub(super) fn listed_by_rados(
     let command = Command::new("rados").args(arguments).args(["listwatchers", object]);
     let failed = |message: String| Failure::new(format!("list the watchers of {object} in {pool}"), message);
     let outcome =
-        System.run(&command.deadline(PATIENCE.min(limit))).map_err(|error| failed(format!("{error:#}")))?;
+        System.run(&command.deadline(PATIENCE.min(limit))).map_err(|error| failed(error_text(&error)))?;
     match outcome.status {
         Status::Exit(0) => {
             let text = String::from_utf8_lossy(&outcome.stdout);

@@ -14,6 +14,7 @@ use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::exit::Exit;
 use crate::meant;
 use crate::policy::Scope;
+use crate::reading::error_text;
 use crate::report::{GuestReport, plain, text};
 use crate::root::Root;
 use crate::settings::{Mode, OnError, Resolved};
@@ -100,7 +101,7 @@ fn ours(root: &Root, options: &Hook, call: &Call, on_error: &Cell<OnError>) -> E
 
 /// The tool could not do its work. That says nothing about the guest.
 fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
-    say(&format!("could not check the guest: {error:#}"));
+    say(&format!("could not check the guest: {}", error_text(error)));
     match on_error {
         OnError::Allow => {
             say("the start goes on without it (`on_error: allow`)");
@@ -148,7 +149,7 @@ fn post_stop(mut session: Session, call: &Call) -> Exit {
     world.on_action(tell_action);
     world.on_wait(|wait| say(&text::second_look(wait)));
     if let Err(error) = act::repair(&mut world, &session.policy) {
-        say(&format!("could not look at the guest after its stop: {error:#}"));
+        say(&format!("could not look at the guest after its stop: {}", error_text(&error)));
     }
     Exit::Ready
 }

@@ -10,6 +10,7 @@ use crate::process::System;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
+use crate::reading::error_text;
 use crate::root::Root;
 use crate::settings::{Mode, Settings};
 use crate::survey::{Survey, gather_node, gather_some};
@@ -59,7 +60,7 @@ impl Session {
         let by_kernel = self.guest.disks.iter().any(|disk| disk.access == Access::Krbd);
         self.policy.map = self.policy.settings.map && self.root.is_system() && by_kernel;
         if self.policy.map && !kernel::gather(&self.root).module_loaded {
-            self.load_failure = kernel::module::load(&System).err().map(|error| format!("{error:#}"));
+            self.load_failure = kernel::module::load(&System).err().map(|error| error_text(&error));
         }
     }
 

@@ -5,6 +5,7 @@
 use super::storage::StorageConfig;
 use super::text::excerpt;
 use super::volume::split_volid;
+use crate::reading::cause_text;
 use crate::root::Root;
 use std::os::unix::fs::PermissionsExt;
 
@@ -46,7 +47,7 @@ pub fn check(root: &Root, path: &str, volid: &str) -> Result<(), String> {
             Err(format!("script '{volid}' is not executable ({path})"))
         }
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("script '{volid}' does not exist ({path}: {error})")),
+        Err(error) => Err(format!("script '{volid}' does not exist ({path}: {})", cause_text(&error))),
     }
 }
 
