@@ -2,16 +2,17 @@
 //! survey (`base.json`), and what `check --verbose` prints of it stands beside it. `tests/docs-generate` writes it anew.
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-use rbd_preflight::diagnose::code::Code;
 use rbd_preflight::diagnose::finding::Finding;
 use rbd_preflight::diagnose::{diagnose, orphans};
-use rbd_preflight::plan::plan;
-use rbd_preflight::policy::{Policy, Scope};
+use rbd_preflight::finding_codes::Code;
+use rbd_preflight::observe::gather::Listed;
+use rbd_preflight::observe::survey::Survey;
+use rbd_preflight::plan::order::plan;
 use rbd_preflight::reading::Reading;
 use rbd_preflight::report::GuestReport;
 use rbd_preflight::report::text::{self, Detail};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::{Listed, Survey};
+use rbd_preflight::settings::policy::{Policy, Scope};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

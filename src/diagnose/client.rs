@@ -1,13 +1,13 @@
 //! This node's kernel clients that are on the OSD blocklist, each told by itself.
 
-use crate::action::{Action, ActionReport};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::mapping::{kept, told, unmap};
 use crate::diagnose::sharing::{Client, clients, takes};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::client::Sharing;
+use crate::observe::survey::Survey;
+use crate::rbd::action::{Action, ActionReport};
 use crate::reading::errno_text;
-use crate::survey::Survey;
 use nix::errno::Errno;
 
 /// Findings about this node's dead kernel clients, of every cluster that the guest's disks lie in. `forbidden` is why
