@@ -83,7 +83,7 @@ codes! {
         "the disk's storage may not hold this kind of volume"
         "add the content type to the storage";
     ConfigUnreadable "config-unreadable" Blocker
-        "PVE's own parser dies on the guest's config"
+        "PVE cannot read the guest's config: its own parser dies on it"
         "correct the line";
     VolumeNameInvalid "volume-name-invalid" Blocker
         "PVE cannot parse the volume's name and refuses the start"
@@ -93,7 +93,7 @@ codes! {
         "check the monitors, the OSDs and the network, then try again";
     ClusterAuthFailed "cluster-auth-failed" Blocker
         "the Ceph cluster refuses the storage's user or key"
-        "compare the storage's keyring with what the cluster holds for the user";
+        "compare the storage's keyring with what the cluster holds for the user (`ceph auth get client.USER`)";
     KeyringUnreadable "keyring-unreadable" Blocker
         "Ceph's libraries on this node cannot read the storage's keyring; QEMU and rbd use the same ones"
         "write the keyring anew, with nothing but the key; for a key of type aes256k install Ceph 19.2.6 or 20.2.4 on this node, or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`)";
@@ -135,7 +135,7 @@ codes! {
         "by the errno, as for `image-unreadable`; `check` says what to do";
     FeaturesUnsupported "features-unsupported" Blocker
         "the image has features that this node's kernel cannot map"
-        "take the features off where Ceph allows it, or set `krbd 0` on the storage";
+        "disable the features where Ceph allows it, or set `krbd 0` on the storage";
     JournalingOnKrbd "journaling-on-krbd" Blocker
         "the image has journaling, which no kernel can map"
         "disable journaling on the image";
@@ -143,7 +143,7 @@ codes! {
         "the image lacks features that PVE sets on krbd disks"
         "enable them, then rebuild the object map";
     FeaturesUnwanted "features-unwanted" Warning
-        "the image has features that are not to be on krbd disks of this kernel"
+        "the image has features that PVE disables on krbd disks of this kernel"
         "disable them";
     ObjectMapInvalid "object-map-invalid" Warning
         "the object map is flagged invalid and not used; nothing but a rebuild mends it"
@@ -152,7 +152,7 @@ codes! {
         "the last thing to try: exclusive-lock, object-map and fast-diff are taken off and put back, and the object map is made anew"
         "reset them";
     DeepFlattenMissing "deep-flatten-missing" Note
-        "the image has no deep-flatten; it can never be given back and is not needed to start"
+        "the image has no deep-flatten; Ceph cannot add it later, and no start needs it"
         "nothing to do";
     ImageNonPrimary "image-non-primary" Blocker
         "the image is the non-primary copy of a mirrored image and cannot be written"
@@ -179,23 +179,23 @@ codes! {
         "a client that is gone still owns the image's exclusive lock"
         "let librbd break the lock";
     LockOwnerAlive "lock-owner-alive" Unsafe
-        "the owner of the image's lock does not watch the image, but it lives and has others open; whoever takes the lock over puts it on the blocklist, and its other disks die"
-        "shut down the guests that it serves and unmap their disks; then the client is gone, and the lock can be broken";
+        "the owner of the image's lock no longer watches this image, but it is alive and has others open: whoever takes the lock over puts it on the OSD blocklist, and its other disks fail"
+        "shut down the guests whose disks it has open and unmap what is left; once that client is gone, the lock can be broken";
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
         "give the user `profile rbd` on the monitors";
     InUseElsewhere "in-use-elsewhere" Unsafe
         "another client has the image open; starting now makes a second writer"
-        "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";
+        "if that client has just crashed, Ceph forgets it within 30 s; if it is alive, stop it where it runs, then start the guest";
     InUseUnknown "in-use-unknown" Unknown
         "it could not be read whether another client has the image open"
         "by the errno, as for `image-unreadable`; `rbd status IMAGE` asks the same by hand";
     LockExternal "lock-external" Blocker
         "the image has a lock that was set by hand or by a script"
-        "when its owner is surely gone, remove it";
+        "find out who set it and what for; when that is surely over, remove it with `rbd lock rm`";
     BlocklistExpireSet "blocklist-expire-set" Warning
         "rbd_blocklist_expire_seconds is set: librbd then cannot break a stale lock (Ceph tracker 54613)"
-        "remove rbd_blocklist_expire_seconds from the configuration";
+        "remove rbd_blocklist_expire_seconds from ceph.conf and from the monitors' configuration (`ceph config rm`)";
     ImageShared "image-shared" Warning
         "the image is named by more than one disk"
         "make sure that only one of them runs, or give each its own image";
@@ -213,7 +213,7 @@ codes! {
         "unmap it";
     MappingBusy "mapping-busy" Unsafe
         "the image is mapped here and something other than the guest has the device open"
-        "end what holds it, then unmap it";
+        "stop what has it open, then unmap it";
     MappingOtherImage "mapping-other-image" Unsafe
         "the device that PVE would use for the disk is another image"
         "unmap it, so that the disk's own image is mapped; what it holds stays as it is";
@@ -290,7 +290,7 @@ codes! {
         "a rule of the HA manager keeps the guest off this node"
         "nothing, if that is meant; else change the rule (`ha-manager rules list`)";
     ConfigLineDropped "config-line-dropped" Note
-        "PVE does not read a line as it was meant"
+        "PVE ignores a line of its configuration, or does not read it as it was meant"
         "correct the line";
 }
 

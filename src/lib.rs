@@ -25,6 +25,8 @@
 //! | [`hook`] | being Proxmox VE's hookscript |
 //! | [`doctor`] | whether this node has what the tool needs |
 //! | [`defaults`] | the features that new images get |
+//! | [`rehearsal`] | which guest could start on which node, judged of what the nodes said |
+//! | [`watch`] | what happens to running guests' disks, and what is said of it when |
 //! | [`report`] | what people see: text and JSON |
 //! | [`cli`] | the command line |
 //! | [`commands`] | one file a subcommand: gathers, calls the core, shows |

@@ -1440,9 +1440,9 @@ fn a_device_that_is_another_image_is_unsafe_and_unmapped_where_nothing_holds_it(
     );
     let finding = seen.findings.iter().find(|f| f.code.name() == OTHER_IMAGE).unwrap();
     for words in [
-        "/dev/rbd0 is the image of the id 12ab",
+        "/dev/rbd0 is the image with the id 12ab",
         "PVE's link to the disk leads to it",
-        "is the image of the id 1",
+        "is the image with the id 1",
     ] {
         assert!(finding.detail.contains(words), "{finding:#?}");
     }

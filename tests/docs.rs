@@ -52,7 +52,7 @@ fn the_findings_are_the_codes() {
     text.push_str(
         "`check --json` names these codes; they do not change. The severity is the usual one: a finding can be less grave\n\
          where it cannot stop a start, and graver where it can. \"What mends it\" is done by `repair` where that is safe, and\n\
-         by a person otherwise; `check` says which, and why.\n",
+         needs an administrator otherwise; `check` says which, and why.\n",
     );
     for (severity, meaning) in [
         (Severity::Unsafe, "The start would succeed and put data at risk. Exit code 4."),

@@ -32,7 +32,10 @@ fn a_full_disk_is_an_error_and_said() {
             command.args(json.then_some("--json"));
         });
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(stderr(&output).contains("cannot write to stdout: No space left on device"), "{output:?}");
+        assert!(
+            stderr(&output).contains("cannot write to stdout: error 28 (ENOSPC, No space left on device)"),
+            "{output:?}"
+        );
     }
 }
 

@@ -14,7 +14,7 @@ use crate::pve::lock::{self, Held};
 use crate::rbd::action::{Action, ActionReport, ActionResult, Change, is_same_image};
 use crate::rbd::identity::Same;
 use crate::rbd::lock::Locker;
-use crate::reading::Reading;
+use crate::reading::{Reading, errno_text, error_text};
 use crate::sys::process::{Outcome, Runner, Status, Stream};
 use crate::sys::root::Root;
 use crate::sys::time::now;
@@ -63,7 +63,7 @@ impl Hands<'_> {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Vec<ActionReport> {
         self.try_carry_out(batch, look, progress).unwrap_or_else(|error| {
-            let why = format!("{error:#}");
+            let why = error_text(&error);
             let result = if error.is::<Busy>() { ActionResult::Busy { why } } else { withheld(why) };
             batch.iter().map(|action| ActionReport::new(action.clone(), result.clone())).collect()
         })
@@ -139,7 +139,7 @@ impl Hands<'_> {
         let intent = self.intent(survey, action);
         let ticket = match journal.intent(self.run, now().as_secs(), intent) {
             Ok(ticket) => ticket,
-            Err(error) => return withheld(format!("{error:#}")),
+            Err(error) => return withheld(error_text(&error)),
         };
         let result = match &action.change {
             Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner), left_at_it),
@@ -150,7 +150,7 @@ impl Hands<'_> {
         let result = with_duration(result, begun.elapsed());
         // The change is made: a journal that cannot be written now is no reason to say that it was not.
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {
-            log::error!("{}: the change was made, but {error:#}", action.target.spec);
+            log::error!("{}: the change was made, but {}", action.target.spec, error_text(&error));
         }
         log::info!("guest {}: {} [{}]", self.vmid, result.of(&action.describe()), action.command_line());
         result
@@ -235,7 +235,7 @@ impl Hands<'_> {
                 format!("there was no time left for it; ended after {} s", outcome.duration.as_secs()),
             ),
             Ok(outcome) => failed(&outcome),
-            Err(error) => ActionResult::Failed { errno: None, message: format!("{error:#}") },
+            Err(error) => ActionResult::Failed { errno: None, message: error_text(&error) },
         }
     }
 }
@@ -373,10 +373,21 @@ fn percent(bytes: &[u8]) -> Option<u64> {
 fn failed(outcome: &Outcome) -> ActionResult {
     let said = outcome.said();
     let message = match outcome.status {
-        Status::Exit(code) => format!("exit {code}: {said}"),
+        Status::Exit(code) => format!("{}: {said}", exit_in_words(code, &said)),
         status => format!("{status} after {} s: {said}", outcome.duration.as_secs()),
     };
     ActionResult::Failed { errno: outcome.errno(), message }
+}
+
+/// What `rbd` exits with: 1 for a command line that it does not take, else the lowest eight bits of the errno, which it has
+/// whole in its last words (`rbd: map failed: (524) Unknown error 524`, exit 12).
+fn exit_in_words(code: i32, said: &str) -> String {
+    let whole = said.rsplit('(').find_map(|rest| rest.split_once(')')?.0.parse().ok());
+    match whole.filter(|errno: &i32| errno & 0xff == code) {
+        Some(errno) => errno_text(errno),
+        None if code == 1 => "exit code 1".to_owned(),
+        None => errno_text(code),
+    }
 }
 
 fn withheld(why: String) -> ActionResult {
@@ -410,6 +421,27 @@ mod tests {
             Action { target, change },
             ActionResult::Failed { errno: Some(110), message: "".into() },
         )
+    }
+
+    #[test]
+    fn what_rbd_exits_with_is_its_errno_cut_to_eight_bits_unless_it_is_the_command_line() {
+        for (code, said, expected) in [
+            (
+                108,
+                "rbd: map failed: (108) Cannot send after transport endpoint shutdown",
+                "error 108 (ESHUTDOWN, Cannot send after transport endpoint shutdown)",
+            ),
+            (
+                12,
+                "rbd: map failed: (524) Unknown error 524",
+                "error 524 (ENOTSUPP, Operation is not supported)",
+            ),
+            (22, "rbd: (1) of (2) ", "error 22 (EINVAL, Invalid argument)"),
+            (1, "rbd: unrecognised option '--x'", "exit code 1"),
+            (1, "rbd: list failed: (1) Operation not permitted", "error 1 (EPERM, Operation not permitted)"),
+        ] {
+            assert_eq!(exit_in_words(code, said), expected);
+        }
     }
 
     #[test]

@@ -12,8 +12,7 @@ use crate::ceph::defaults::own_value;
 use crate::ceph::ffi::{Cluster, Pool};
 use crate::pve::connection::Connection;
 use crate::rbd::spec::Spec;
-use crate::reading::Errno;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Errno, Failure, Reading, error_text};
 use crate::sys::command::Command;
 use crate::sys::process::{Outcome, Runner, System};
 use std::collections::HashMap;
@@ -95,7 +94,7 @@ fn of_image(session: &Arc<Cluster>, pools: &mut Pools, spec: &Spec, id: &str) ->
 pub fn read_release() -> Reading<String> {
     let failure = |message: String| Failure::new("ask rbd for its release", message);
     let asked = System.run(&Command::new("rbd").arg("--version").deadline(PATIENCE)).and_then(Outcome::check);
-    let told = asked.map_err(|error| failure(format!("{error:#}"))).and_then(|outcome| {
+    let told = asked.map_err(|error| failure(error_text(&error))).and_then(|outcome| {
         let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
         release(&text).ok_or_else(|| failure(format!("answer not understood: {}", text.trim())))
     });

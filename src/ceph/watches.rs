@@ -16,8 +16,7 @@ use crate::pve::connection::{Connection, arguments};
 use crate::rbd::address::bare_address;
 use crate::rbd::lock::Watcher;
 use crate::rbd::spec::Spec;
-use crate::reading::Errno;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Errno, Failure, Reading, error_text};
 use crate::sys::command::Command;
 use crate::sys::process::{Runner, Status, System};
 use std::collections::BTreeSet;
@@ -246,7 +245,7 @@ pub(super) fn listed_by_rados(
     let command = Command::new("rados").args(arguments).args(["listwatchers", object]);
     let failed = |message: String| Failure::new(format!("list the watchers of {object} in {pool}"), message);
     let outcome =
-        System.run(&command.deadline(PATIENCE.min(limit))).map_err(|error| failed(format!("{error:#}")))?;
+        System.run(&command.deadline(PATIENCE.min(limit))).map_err(|error| failed(error_text(&error)))?;
     match outcome.status {
         Status::Exit(0) => {
             let text = String::from_utf8_lossy(&outcome.stdout);

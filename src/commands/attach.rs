@@ -14,7 +14,7 @@ use crate::pve::load::load;
 use crate::pve::node::{all_guests, node_name, quorate};
 use crate::pve::snippet;
 use crate::pve::storage::{self, StorageConfig};
-use crate::reading::Reading;
+use crate::reading::{Reading, error_text};
 use crate::report::attach::{Outcome, Report, Row};
 use crate::report::json::printed;
 use crate::report::text;
@@ -120,7 +120,7 @@ impl<'a> Here<'a> {
             has_rbd: !guest.disks.is_empty(),
             off,
             hookscript: self.hookscript(&guest),
-            left_behind: earlier::left_behind(self.root, vmid).map_err(|error| format!("{error:#}")),
+            left_behind: earlier::left_behind(self.root, vmid).map_err(|error| error_text(&error)),
             node: guest.node,
             name: guest.name,
         })
@@ -287,7 +287,7 @@ fn failure(error: &anyhow::Error) -> (Outcome, String) {
                 last_line(&failed.stderr)
             ),
         ),
-        _ => (Outcome::Failed, format!("{error:#}")),
+        _ => (Outcome::Failed, error_text(error)),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::hook::situation::{Situation, situation};
 use crate::plan::assessment::GuestReport;
 use crate::plan::assessment::assess;
 use crate::rbd::action::{ActionReport, Change};
+use crate::reading::error_text;
 use crate::report::text;
 use crate::settings::policy::Scope;
 use crate::settings::{Mode, OnError, Resolved};
@@ -115,7 +116,7 @@ fn ours(root: &Root, options: &Hook, call: &Call, on_error: &Cell<OnError>) -> E
 
 /// The tool could not do its work. That says nothing about the guest.
 fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
-    say(&format!("could not check the guest: {error:#}"));
+    say(&format!("could not check the guest: {}", error_text(error)));
     match on_error {
         OnError::Allow => {
             say("the start goes on without it (`on_error: allow`)");
@@ -159,7 +160,7 @@ fn post_stop(mut session: Session, limit: Duration) -> Exit {
     world.on_action(tell_action);
     world.on_wait(|wait| say(&text::second_look(wait)));
     if let Err(error) = act::repair(&mut world, &session.policy) {
-        say(&format!("could not look at the guest after its stop: {error:#}"));
+        say(&format!("could not look at the guest after its stop: {}", error_text(&error)));
     }
     Exit::Ready
 }

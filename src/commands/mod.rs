@@ -37,6 +37,7 @@ mod watch;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
+use crate::reading::cause_text;
 use crate::sys::plain::plain;
 use crate::sys::root::Root;
 use std::fmt;
@@ -72,7 +73,10 @@ pub fn run(cli: Cli) -> Exit {
 fn print(words: fmt::Arguments) {
     if let Err(error) = io::stdout().write_fmt(words) {
         if error.kind() != io::ErrorKind::BrokenPipe {
-            errln!("rbd-preflight: cannot write to stdout: {error}; the output is not complete");
+            errln!(
+                "rbd-preflight: cannot write to stdout: {}; the output is not complete",
+                cause_text(&error)
+            );
             Exit::Error.leave();
         }
         Exit::Ready.leave();
@@ -81,8 +85,8 @@ fn print(words: fmt::Arguments) {
 
 /// An error and its causes, one a line, on stderr.
 fn complain(error: &anyhow::Error) {
-    errln!("rbd-preflight: {}", plain(&error.to_string()));
+    errln!("rbd-preflight: {}", plain(&cause_text(error.as_ref())));
     for cause in error.chain().skip(1) {
-        errln!("  because: {}", plain(&cause.to_string()));
+        errln!("  because: {}", plain(&cause_text(cause)));
     }
 }

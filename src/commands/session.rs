@@ -11,6 +11,7 @@ use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
 use crate::pve::storage;
 use crate::rbd::spec::Spec;
+use crate::reading::error_text;
 use crate::settings::policy::{Policy, Scope};
 use crate::settings::{Mode, Settings};
 use crate::sys::process::System;
@@ -84,7 +85,7 @@ impl Session {
     /// Without the module the start is certain to fail, so this is known before anything is changed.
     fn load_module(&mut self) {
         if self.is_opened_by_this_kernel() && !kernel::gather(&self.root).module_loaded {
-            self.load_failure = kernel::module::load(&System).err().map(|error| format!("{error:#}"));
+            self.load_failure = kernel::module::load(&System).err().map(|error| error_text(&error));
         }
     }
 

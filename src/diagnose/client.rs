@@ -7,6 +7,8 @@ use crate::finding_codes::{Code, Severity};
 use crate::kernel::client::Sharing;
 use crate::observe::survey::Survey;
 use crate::rbd::action::{Action, ActionReport};
+use crate::reading::errno_text;
+use nix::errno::Errno;
 
 /// Findings about this node's dead kernel clients, of every cluster that the guest's disks lie in. `forbidden` is why
 /// nothing may be unmapped for this guest.
@@ -57,19 +59,20 @@ fn of_client(survey: &Survey, client: &Client<'_>, all: &[Client<'_>], forbidden
     let mut finding = Finding::new(Code::NodeClientBlocklisted, detail);
     let unmaps: Vec<Action> = client.mappings.iter().map(|mapping| unmap(mapping)).collect();
     let kept: Vec<String> = client.mappings.iter().filter_map(|mapping| kept(survey, mapping)).collect();
-    let used = "guests that run on the dead one cannot write: shut each down and start it again";
+    let used = "guests that run on the dead client cannot write: shut each down and start it again";
     match concern(survey, client, all) {
         Concern::Taken if kept.is_empty() => let_go(survey, finding, unmaps, forbidden),
         Concern::Taken => {
-            finding.remedy.withheld = Some(format!("the dead client cannot be let go: {}", kept.join("; ")));
+            finding.remedy.withheld = Some(format!("the dead client cannot be dropped: {}", kept.join("; ")));
             finding.remedy.text =
                 format!("this guest's disks get a kernel client of their own (noshare); {used}");
             finding
         }
         Concern::Perhaps(why) => {
+            let errno = errno_text(Errno::ESHUTDOWN as i32);
             finding.remedy.text = format!(
-                "whether a map of this guest's disks would take it is not known ({why}); one that ends with 108 is made \
-                 again with a kernel client of its own (noshare); {used}"
+                "whether a map of this guest's disks would share it is not known ({why}); a map that fails with {errno} \
+                 is made again with a kernel client of its own (noshare); {used}"
             );
             finding
         }

@@ -76,7 +76,7 @@ fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
 fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
     let BlocklistEntry { address, until, .. } = facts.node_entry()?;
     let own = facts.own_addresses.join(", ");
-    let detail = format!("{address} until {until}; this node's clients come from there ({own})");
+    let detail = format!("{address} until {until}; this node's clients have that address ({own})");
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))
 }
 
@@ -102,8 +102,8 @@ fn answers(facts: &ClusterFacts, lock_to_break: bool, service: &[Finding]) -> Ve
 }
 
 /// What the checks about keys mean (CVE-2025-30156).
-const KEYS: &str = "no read or write is stopped by it: keys of type aes are in use, or allowed, with which an attacker who has one could \
-     make himself more (CVE-2025-30156); once all clients know the type aes256k, give them such keys";
+const KEYS: &str = "this stops no read and no write; keys of type aes are in use, or allowed, and an attacker who has one could make \
+     more of them (CVE-2025-30156): once all clients know the type aes256k, give them keys of that type";
 
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
 /// `elsewhere`: checks that are told by themselves.

@@ -39,7 +39,7 @@ fn unsupported(image: &Image) -> Option<Finding> {
     if lacking.is_empty() {
         return None;
     }
-    let detail = format!("{lacking}; kernel {} cannot map that", image.kernel().release);
+    let detail = format!("{lacking}: kernel {} does not know them", image.kernel().release);
     let finding = Finding::new(Code::FeaturesUnsupported, detail);
     let changeable = Features::with_change(Changeable::Both) | Features::with_change(Changeable::DisableOnly);
     Some(if changeable.contains(lacking) {
@@ -72,10 +72,12 @@ fn journaling(image: &Image) -> Option<Finding> {
             let change = Change::DisableFeatures { features: Features::JOURNALING };
             Some(image.mend(finding, image.settings.change.journaling, vec![change]))
         }
-        Reading::Unknown(failure) => Some(finding.remedy(
-            RemedyKind::Manual,
-            format!("not done now: it is not known whether the image is mirrored: {failure}"),
-        )),
+        Reading::Unknown(failure) => {
+            let mut finding = finding;
+            finding.remedy.withheld =
+                Some(format!("it is not known whether the image is mirrored: {failure}"));
+            Some(finding)
+        }
     }
 }
 

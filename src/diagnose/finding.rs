@@ -64,6 +64,11 @@ pub struct Finding {
 }
 
 impl Remedy {
+    /// There is nothing to do, and nothing to say of it.
+    pub fn is_nothing(&self) -> bool {
+        self.kind == RemedyKind::None && (self.text.is_empty() || self.text.starts_with("nothing to do"))
+    }
+
     /// Leaves to a person what `repair` would have done, and says why.
     pub fn withhold(&mut self, why: String) {
         if self.kind == RemedyKind::Automatic {

@@ -22,8 +22,8 @@ use crate::sys::dates;
 use nix::errno::Errno;
 
 /// Why a change is left for later at boot.
-const AT_BOOT: &str = "the guest's hook, or a later repair, does it: whether the owner of its lock is dead takes a second \
-     look, and at boot all guests would wait for that";
+const AT_BOOT: &str = "not at boot, where all guests would wait for the second look that shows whether the owner of its lock is \
+     dead; the guest's hook does it at its start, or a later repair";
 
 /// An image that was read, with all that decides about it.
 pub struct Image<'a> {
@@ -377,7 +377,7 @@ fn in_trash(survey: &Survey, disk: &DiskFacts, spec: &str, trashed: &[Trashed]) 
             true => format!("kept until {}", dates::shown(trashed.kept_until)),
             false => "may be purged at any time".to_owned(),
         };
-        format!("the id {}, moved there {}{by}, {kept}", trashed.id, dates::shown(trashed.deleted))
+        format!("as id {}, moved there {}{by}, {kept}", trashed.id, dates::shown(trashed.deleted))
     };
     let told: Vec<String> = trashed.iter().map(entry).collect();
     let finding =

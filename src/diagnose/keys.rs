@@ -61,7 +61,7 @@ fn refused(storage: &StorageFacts) -> Option<Finding> {
     let user = &connection.user;
     let holds = content(storage).map(|keyring| format!("; client.{user} has {}", keyring.key));
     let detail = format!(
-        "storage {}: {path}: PVE ends with \"Not a proper rbd authentication file\"{}",
+        "storage {}: {path}: PVE fails with \"Not a proper rbd authentication file\"{}",
         section.id,
         holds.unwrap_or_default()
     );
@@ -102,8 +102,7 @@ fn unsupported(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) ->
         Reading::Unknown(_) if !key_types::unlikely(kernel.version) => return None,
         Reading::Unknown(failure) => {
             let (major, minor) = key_types::SINCE;
-            let guess =
-                format!("is older than {major}.{minor} and was not asked itself: {}", failure.message);
+            let guess = format!("is older than {major}.{minor}, and could not be asked: {}", failure.message);
             (Severity::Unknown, guess)
         }
     };
@@ -119,7 +118,11 @@ fn unsupported(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) ->
         kernel.release,
         keys.join(", ")
     );
-    let finding = Finding::new(Code::KeyTypeUnsupported, detail).severity(severity);
+    let mut finding = Finding::new(Code::KeyTypeUnsupported, detail).severity(severity);
+    if severity == Severity::Unknown {
+        finding.summary =
+            "this node's kernel can probably not use the type of key that the storage's user has".to_owned();
+    }
     Some(finding.remedy(RemedyKind::Manual, ways_out(survey, &disks)))
 }
 

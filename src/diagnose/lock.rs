@@ -150,23 +150,37 @@ fn stale(image: &Image) -> Option<Finding> {
     }
     if let Some(Life::Unknown(why)) = life {
         let mut finding = Finding::new(Code::LockStale, detail);
-        finding.remedy.withheld = Some(format!("it may live: {why}"));
+        finding.summary =
+            "a client that does not have the image open owns its exclusive lock, and whether it is gone is not known"
+                .to_owned();
+        finding.remedy.withheld = Some(format!("its owner may be alive: {why}"));
         return Some(finding.commands([image.rbd(&["lock", "ls", &image.spec.image])]));
     }
-    if image.by_kernel() && expires(image) {
+    if expires(image) {
         // librbd cannot; krbd sends no time with the entry, and breaks it as it maps.
-        let text = "the kernel breaks the lock when it maps the image";
-        return Some(Finding::new(Code::LockStale, detail).remedy(RemedyKind::None, text));
+        let mut finding = Finding::new(Code::LockStale, detail);
+        if image.by_kernel() {
+            return Some(
+                finding.remedy(RemedyKind::None, "the kernel breaks the lock when it maps the image"),
+            );
+        }
+        finding.remedy.withheld = Some(
+            "rbd_blocklist_expire_seconds is set, and librbd breaks no lock until it is removed".to_owned(),
+        );
+        return Some(finding);
     }
-    let finding =
+    let mut finding =
         Finding::new(Code::LockStale, detail).remedy(RemedyKind::Manual, what_it_does(owner, life.as_ref()));
+    if matches!(life, Some(Life::NotYet(_))) {
+        finding.summary = "a client that seems to be gone still owns the image's exclusive lock".to_owned();
+    }
     Some(image.mend(finding, image.settings.change.locks, vec![change]))
 }
 
 /// What taking the lock over does, and when it can be done.
 fn what_it_does(owner: &Locker, life: Option<&Life>) -> String {
     let fence = format!(
-        "librbd puts {} on the OSD blocklist first, for an hour unless `mon_osd_blocklist_default_expire` says otherwise",
+        "this puts {} on the OSD blocklist, for an hour unless `mon_osd_blocklist_default_expire` says otherwise",
         owner.address
     );
     match life {

@@ -20,9 +20,10 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
     let said: Vec<KernelMessage> =
         failed.kernel_log.iter().filter_map(|line| parse(line)).map(|line| line.message).collect();
     let errno = errno.map(Errno::from_raw);
+    let ended = if message.starts_with("error ") { " fails with" } else { ":" };
     let mut detail = match failed.kernel_log.as_slice() {
-        [] => message.to_owned(),
-        lines => format!("{message}; the kernel said: {}", lines.join(" | ")),
+        [] => format!("`rbd map`{ended} {message}"),
+        lines => format!("`rbd map`{ended} {message}; the kernel said: {}", lines.join(" | ")),
     };
     let mut meanings: Vec<String> =
         said.iter().filter(|said| fits(said, errno)).map(KernelMessage::meaning).collect();
@@ -42,8 +43,12 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
         code @ (Code::ClusterUnreachable | Code::LockDying) => {
             try_again(image, Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()), next)
         }
-        Code::NodeClientBlocklisted | Code::MapFailed => {
-            let finding = Finding::new(Code::MapFailed, detail);
+        code @ (Code::NodeClientBlocklisted | Code::MapFailed) => {
+            let mut finding = Finding::new(Code::MapFailed, detail);
+            if code == Code::NodeClientBlocklisted {
+                finding.summary =
+                    "the kernel could not map the image: the kernel client for it is dead".to_owned();
+            }
             try_again(image, finding.remedy(RemedyKind::Manual, advice::map(image, errno)), next)
         }
         // What this side did wrong is no fault of the image.
@@ -58,7 +63,13 @@ const KEY_TYPE: [Errno; 2] = [Errno::EINVAL, Errno::ENOMEM];
 
 /// The finding with another try as its remedy, or as it is if there is none left.
 fn try_again(image: &Image, finding: Finding, next: &Change) -> Finding {
-    let tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    let mut tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    tried.remedy.text = match next {
+        Change::Map { noshare: true, .. } => {
+            "map it again, with a kernel client of its own (noshare)".to_owned()
+        }
+        _ => "map it again".to_owned(),
+    };
     if tried.remedy.kind == RemedyKind::Automatic { tried } else { finding }
 }
 

@@ -12,8 +12,9 @@ use crate::observe::survey::Survey;
 use crate::pve::guest::Role;
 use crate::pve::words::Kind;
 use crate::rbd::action::{Action, ActionResult, Change, Target};
-use crate::reading::Reading;
+use crate::reading::{Reading, errno_text};
 use crate::settings::policy::Scope;
+use nix::errno::Errno;
 
 /// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
 const FRESH: u64 = 10;
@@ -212,8 +213,8 @@ pub fn is_a_moment(finding: &Finding) -> bool {
 fn passes(survey: &Survey, mapping: &Mapping) -> bool {
     let holders = survey.node.mapping_users.get(&mapping.id).and_then(|users| users.holders.known());
     holders.is_some_and(|holders| {
-        let lasting = |holder: &&Holder| !matches!(holder, Holder::Block { .. });
-        holders.iter().filter(lasting).all(Holder::may_pass)
+        let mut users = holders.iter().filter(|holder| !matches!(holder, Holder::Block { .. })).peekable();
+        users.peek().is_some() && users.all(Holder::may_pass)
     })
 }
 
@@ -287,9 +288,11 @@ fn next_map(image: &Image, step_round: bool) -> Change {
 fn not_mapped(image: &Image, next: Change, shared: &Shared, map: bool) -> Finding {
     let mut finding = Finding::new(Code::NotMapped, "");
     if let (Shared::Dead(with), false) = (shared, map) {
+        let errno = errno_text(Errno::ESHUTDOWN as i32);
         finding = finding.severity(Severity::Blocker);
-        finding.summary =
-            format!("a plain map of the image ends with 108, since this node's kernel client{with} is dead");
+        finding.summary = format!(
+            "a plain map of the image fails with {errno}, since this node's kernel client{with} is dead"
+        );
         finding.remedy.text =
             "map it with a kernel client of its own (noshare), and leave it mapped for PVE".to_owned();
     }

@@ -14,8 +14,8 @@ pub fn forbids(survey: &Survey, disk: &DiskFacts) -> Option<String> {
     let owner = unwatching(disk)?;
     let who = format!("the owner of its lock, {} at {},", owner.client, owner.address);
     match life(survey, disk)? {
-        Life::Alive(open) => Some(format!("{who} lives: {}", open.join(", "))),
-        Life::Unknown(why) => Some(format!("{who} may live: {why}")),
+        Life::Alive(open) => Some(format!("{who} is alive: {}", open.join(", "))),
+        Life::Unknown(why) => Some(format!("{who} may be alive: {why}")),
         Life::Fenced | Life::Dead | Life::NotYet(_) => None,
     }
 }

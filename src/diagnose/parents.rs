@@ -40,7 +40,11 @@ fn unsupported(image: &Image, parent: &Parent) -> Option<Finding> {
     let supported = *image.kernel().supported.known()?;
     let missing = (features & Features::READ_INCOMPATIBLE) - supported;
     (!missing.is_empty()).then(|| {
-        let detail = format!("parent {}@{} has {missing}", parent.spec, parent.snapshot);
+        let release = &image.kernel().release;
+        let detail = format!(
+            "parent {}@{} has {missing}: kernel {release} does not know them",
+            parent.spec, parent.snapshot
+        );
         flattened(image, Finding::new(Code::ParentUnsupported, detail))
     })
 }

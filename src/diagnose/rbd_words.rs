@@ -44,28 +44,28 @@ mod tests {
     fn every_line_of_rbd_is_known() {
         for (said, expected) in [
             (
-                "exit 22: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (22) Invalid argument",
+                "error 22 (EINVAL, Invalid argument): rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (22) Invalid argument",
                 Some(RbdWord::SecretNotAdded),
             ),
             (
-                "exit 12: rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (524) Unknown error 524",
+                "error 524 (ENOTSUPP, Operation is not supported): rbd: failed to add secret 'client.admin' to kernel | rbd: map failed: (524) Unknown error 524",
                 Some(RbdWord::KeyTypeUnknown),
             ),
             (
-                "exit 2: rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",
+                "error 2 (ENOENT, No such file or directory): rbd: failed to get mon address (possible ms_mode mismatch) | rbd: map failed: (2) No such file or directory",
                 Some(RbdWord::NoMonitorAddress),
             ),
             (
-                "exit 22: rbd: unknown map option 'nonsense' | rbd: couldn't parse map options",
+                "error 22 (EINVAL, Invalid argument): rbd: unknown map option 'nonsense' | rbd: couldn't parse map options",
                 Some(RbdWord::MapOptionUnknown),
             ),
             (
-                "exit 22: rbd: invalid ms_mode value 'bogus' | rbd: couldn't parse map options",
+                "error 22 (EINVAL, Invalid argument): rbd: invalid ms_mode value 'bogus' | rbd: couldn't parse map options",
                 Some(RbdWord::MapOptionUnknown),
             ),
-            ("exit 1: rbd: unrecognised option '--auth_supported'", Some(RbdWord::OptionUnknown)),
+            ("exit code 1: rbd: unrecognised option '--auth_supported'", Some(RbdWord::OptionUnknown)),
             (
-                "exit 108: rbd: sysfs write failed | rbd: map failed: (108) Cannot send after transport endpoint shutdown",
+                "error 108 (ESHUTDOWN, Cannot send after transport endpoint shutdown): rbd: sysfs write failed | rbd: map failed: (108) Cannot send after transport endpoint shutdown",
                 None,
             ),
             ("", None),

@@ -130,7 +130,7 @@ pub fn only_what_is_sure(survey: &Survey, findings: &mut [Finding]) {
     for finding in stopping.filter(|finding| !is_sure(survey, finding)) {
         finding.severity = Severity::Unknown;
         if finding.remedy.kind == RemedyKind::Automatic {
-            finding.remedy.withhold("it is not sure".to_owned());
+            finding.remedy.withhold("what it rests on could not be read".to_owned());
         }
     }
 }

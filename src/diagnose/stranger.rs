@@ -83,8 +83,8 @@ fn detail(disk: &DiskFacts, mapping: &Mapping, linked: bool) -> String {
 fn told(id: Option<&str>) -> String {
     match id {
         Some("") => "an image of format 1".to_owned(),
-        Some(id) => format!("the image of the id {id}"),
-        None => "an image of an unknown id".to_owned(),
+        Some(id) => format!("the image with the id {id}"),
+        None => "an image with an unknown id".to_owned(),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::pve::node::{find_guest, guests_of_node, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
 use crate::rbd::spec::Spec;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Reading, error_text};
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
 use crate::sys::command::Command;
 use crate::sys::process::{Outcome, Runner, System, find};
@@ -86,7 +86,7 @@ pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
         journal: works(Journal::open(root).writable()),
         storages,
         earlier: earlier(root, &config, &guests),
-        left_behind: left_behind(root).map_err(|error| format!("{error:#}")),
+        left_behind: left_behind(root).map_err(|error| error_text(&error)),
         in_snapshots: in_snapshots(root, &node, &guests),
         snippets,
         guests,
@@ -97,7 +97,7 @@ pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
 }
 
 fn works<T>(result: Result<T>) -> Works {
-    result.map(drop).map_err(|error| format!("{error:#}"))
+    result.map(drop).map_err(|error| error_text(&error))
 }
 
 /// Whether the module could be loaded, without loading it. Only the running kernel can be asked.
@@ -249,7 +249,7 @@ fn earlier(
 
 fn left_behind(root: &Root) -> Result<Vec<LeftBehind>> {
     let found = |vmid| -> Result<LeftBehind> {
-        let script = earlier::left_behind(root, vmid).map_err(|error| format!("{error:#}"));
+        let script = earlier::left_behind(root, vmid).map_err(|error| error_text(&error));
         let script = script.map(Option::unwrap_or_default);
         Ok(LeftBehind { vmid, script, node: find_guest(root, vmid)?.map(|guest| guest.node) })
     };

@@ -18,6 +18,7 @@ use crate::hook::situation::Phase;
 use crate::hook::snippet::{is_ours, ours};
 use crate::pve::storage::StorageConfig;
 use crate::pve::{snippet, storage};
+use crate::reading::error_text;
 use crate::sys::plain::plain;
 use crate::sys::process::{become_program, pass_through};
 use crate::sys::root::Root;
@@ -135,7 +136,7 @@ impl Call {
         let what = match left_behind(&self.root, self.vmid) {
             Ok(None) => return,
             Ok(Some(volid)) => format!("the hookscript {volid}"),
-            Err(error) => format!("{error:#}: an earlier hookscript"),
+            Err(error) => format!("{}: an earlier hookscript", error_text(&error)),
         };
         let (vmid, file) = (self.vmid, file(self.vmid));
         say(&format!(
@@ -146,7 +147,7 @@ impl Call {
 
     fn cannot(&self, error: &anyhow::Error) -> Exit {
         meant::say();
-        say(&format!("the earlier hookscript of guest {}: {error:#}", self.vmid));
+        say(&format!("the earlier hookscript of guest {}: {}", self.vmid, error_text(error)));
         Exit::Error
     }
 

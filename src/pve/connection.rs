@@ -3,7 +3,7 @@
 use super::hosts::monitor;
 use super::perl::{is_true, split_list};
 use super::storage::RbdStorage;
-use crate::reading::{Failure, Origin};
+use crate::reading::Failure;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -87,12 +87,7 @@ fn existing(path: PathBuf) -> Result<Option<String>, Failure> {
     match std::fs::metadata(&path) {
         Ok(_) => Ok(Some(shown(path))),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(Failure {
-            origin: Origin::Outside,
-            what: format!("look for {}", path.display()),
-            errno: error.raw_os_error(),
-            message: error.to_string(),
-        }),
+        Err(error) => Err(Failure::io(format!("look for {}", path.display()), &error)),
     }
 }
 

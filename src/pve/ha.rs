@@ -51,7 +51,7 @@ pub fn disarm(root: &Root) -> Reading<Option<Disarm>> {
         Ok(bytes) if bytes.trim_ascii().is_empty() => Reading::Known(None),
         Ok(bytes) => match serde_json::from_slice::<Status>(&bytes) {
             Ok(status) => Reading::Known(status.disarm),
-            Err(error) => Reading::Unknown(Failure::new(what(), error.to_string())),
+            Err(error) => Reading::Unknown(Failure::new(what(), format!("not pmxcfs's JSON: {error}"))),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Reading::Known(None),
         Err(error) => Reading::Unknown(Failure::io(what(), &error)),

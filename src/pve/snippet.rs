@@ -6,7 +6,7 @@ use super::guest::Guest;
 use super::perl::excerpt;
 use super::storage::StorageConfig;
 use super::volume::split_volid;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Reading, cause_text};
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -166,7 +166,7 @@ pub fn check(root: &Root, path: &str, volid: &str) -> Result<(), String> {
             Err(format!("script '{volid}' is not executable ({path})"))
         }
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("script '{volid}' does not exist ({path}: {error})")),
+        Err(error) => Err(format!("script '{volid}' does not exist ({path}: {})", cause_text(&error))),
     }
 }
 

@@ -4,7 +4,7 @@ use super::hosts::{host_and_port, is_node_name, is_server};
 use super::perl::{excerpt, is_blank, is_true, leading_digits, lossy, split_list, trim_end, trim_start};
 use super::volume::{is_lvm_name, is_storage_id};
 use super::words::Note;
-use crate::reading::{Failure, Origin};
+use crate::reading::Failure;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,11 +120,10 @@ impl StorageConfig {
 pub fn load(root: &Root) -> Result<StorageConfig, Failure> {
     const FILE: &str = "/etc/pve/storage.cfg";
     let path = root.path(FILE);
-    let bytes = std::fs::read(&path).map_err(|error| Failure {
-        origin: Origin::Outside,
-        what: format!("read {}", path.display()),
-        errno: error.raw_os_error(),
-        message: format!("{error}; is pmxcfs (pve-cluster.service) running?"),
+    let bytes = std::fs::read(&path).map_err(|error| {
+        let mut failure = Failure::io(format!("read {}", path.display()), &error);
+        failure.message.push_str("; is pmxcfs (pve-cluster.service) running?");
+        failure
     })?;
     Ok(parse(FILE, &bytes))
 }

@@ -64,15 +64,21 @@ pub fn name(kind: Kind, vmid: u32, name: Option<&str>) -> String {
 pub fn next_step(report: &GuestReport) -> Option<String> {
     let vmid = report.survey.guest.vmid;
     let automatic = report.findings.iter().filter(|f| f.remedy.kind == RemedyKind::Automatic).count();
-    match report.verdict() {
-        Verdict::Ready => None,
-        _ if automatic > 0 => {
-            Some(format!("`rbd-preflight repair {vmid}` mends {automatic} of these; --dry-run shows how."))
+    let stops = |f: &&Finding| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic;
+    let mut stopping = report.findings.iter().filter(stops).peekable();
+    let by_repair = format!("`rbd-preflight repair {vmid}` mends {automatic} of these; --dry-run shows how.");
+    match (report.verdict(), automatic) {
+        (Verdict::Unknown, 0) => Some(
+            "Whether the guest can start is not known; the hook lets it start, unless the settings say `on_error: block`."
+                .to_owned(),
+        ),
+        (Verdict::Ready, _) | (_, 0) if stopping.peek().is_none() => None,
+        (_, 1..) if stopping.peek().is_none() => Some(by_repair),
+        (_, 1..) => Some(format!("{by_repair} What else stops the start needs an administrator.")),
+        (_, 0) if stopping.all(|finding| finding.remedy.kind == RemedyKind::Wait) => {
+            Some(format!("When that has passed or is done, run `rbd-preflight check {vmid}` again."))
         }
-        Verdict::Refused | Verdict::Blocked => {
-            Some("Nothing here can be mended automatically; the remedies above are for a person.".to_owned())
-        }
-        Verdict::Unknown | Verdict::Repairable => None,
+        (_, 0) => Some("Nothing here can be fixed automatically; it needs an administrator.".to_owned()),
     }
 }
 
@@ -90,14 +96,15 @@ pub fn finding(finding: &Finding) -> String {
         let _ = writeln!(out, "         seen:   {}", shown(&finding.detail));
     }
     let label = match finding.remedy.kind {
-        RemedyKind::None => return out,
+        RemedyKind::None if finding.remedy.is_nothing() => return out,
+        RemedyKind::None => "hint:  ",
         RemedyKind::Automatic => "repair:",
         RemedyKind::Manual => "to do: ",
         RemedyKind::Wait => "wait:  ",
     };
     let _ = writeln!(out, "         {label} {}", shown(&finding.remedy.text));
     if let Some(why) = &finding.remedy.withheld {
-        let _ = writeln!(out, "         repair does not do it now: {}", shown(why));
+        let _ = writeln!(out, "         not done automatically: {}", shown(why));
     }
     if finding.remedy.kind != RemedyKind::Automatic {
         for command in &finding.remedy.commands {

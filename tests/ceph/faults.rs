@@ -159,13 +159,13 @@ fn assert_told(run: &Value, at: usize, fault: Fault, context: &str) {
     }
     let is_feature_change = spoiled["change"]["change"] != "rebuild-object-map";
     let says = match fault {
-        Fault::Fails(5) => Some("exit 5: rbd: it was made to fail"),
-        Fault::Fails(_) => Some("exit 22: rbd: it was made to fail"),
+        Fault::Fails(5) => Some("error 5 (EIO, Input/output error): rbd: it was made to fail"),
+        Fault::Fails(_) => Some("error 22 (EINVAL, Invalid argument): rbd: it was made to fail"),
         // What was there already ends with 22 too, so another may have made it: not ours to tell as made, nor to undo.
-        Fault::FailsAfter(22) => Some("exit 22"),
+        Fault::FailsAfter(22) => Some("error 22 (EINVAL"),
         Fault::FailsAfter(_) | Fault::HangsAfter if is_feature_change => None,
-        Fault::FailsAfter(5) => Some("exit 5"),
-        Fault::FailsAfter(_) => Some("exit 110"),
+        Fault::FailsAfter(5) => Some("error 5 (EIO"),
+        Fault::FailsAfter(_) => Some("error 110 (ETIMEDOUT"),
         Fault::IsKilled { .. } => return,
         _ => Some("killed at its deadline"),
     };

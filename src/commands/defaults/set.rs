@@ -12,7 +12,7 @@ use crate::exit::{Coded, Exit};
 use crate::journal::{Intent, Journal, RunId};
 use crate::pve::node::quorate;
 use crate::rbd::features::Features;
-use crate::reading::Reading;
+use crate::reading::{Reading, error_text};
 use crate::report::defaults::{json, report};
 use crate::report::json::{SCHEMA, printed};
 use crate::sys::command::Command;
@@ -230,7 +230,7 @@ impl Change {
         let result = self.carry_out(node, wanted, &backup);
         let outcome = match &result {
             Ok(()) => json!({ "result": "done" }),
-            Err(error) => json!({ "result": "failed", "message": format!("{error:#}") }),
+            Err(error) => json!({ "result": "failed", "message": error_text(error) }),
         };
         journal.outcome(ticket, now().as_secs(), outcome, began.elapsed())?;
         result?;
