@@ -81,9 +81,10 @@ impl Change {
 pub fn runs(records: &[Record], alive: &dyn Fn(&RunId) -> bool) -> Vec<Run> {
     let open: HashSet<_> = interrupted(records).iter().map(|record| (&record.run, record.step)).collect();
     let mut runs: Vec<Run> = Vec::new();
+    let mut numbers: HashMap<&RunId, usize> = HashMap::new();
     let mut places: HashMap<(&RunId, u32), usize> = HashMap::new();
     for record in records {
-        let run = runs.iter().position(|run| run.run == record.run).unwrap_or_else(|| {
+        let run = *numbers.entry(&record.run).or_insert_with(|| {
             runs.push(begin(record));
             runs.len() - 1
         });

@@ -28,6 +28,8 @@ pub enum Origin {
     Library,
     /// The ceph.conf that PVE too would use is missing or may not be read.
     Conf,
+    /// It is not known on whose: our own time was over, and no time limit of Ceph's had passed. This node may be slow.
+    Late,
 }
 
 impl Origin {
@@ -87,6 +89,11 @@ impl Failure {
     /// A failure without an errno.
     pub fn new(what: impl Into<String>, message: impl Into<String>) -> Self {
         Self { origin: Origin::Outside, what: what.into(), errno: None, message: message.into() }
+    }
+
+    /// Our own time was over before anything came back.
+    pub fn late(what: impl Into<String>) -> Self {
+        Self::new(what, "the time for it was over before it was done; this node may be slow").on(Origin::Late)
     }
 
     /// The other side did not answer in the time that it was given (110 ETIMEDOUT).

@@ -223,13 +223,23 @@ impl Survey {
 }
 
 impl Survey {
+    /// Whether something got no answer, or none in time: to look again with more time may tell more.
+    pub fn is_unanswered(&self) -> bool {
+        let images = self.disks.iter().filter_map(|disk| match &disk.reading {
+            Some(ImageReading::Unknown(failure)) => Some(failure),
+            _ => None,
+        });
+        let mut failures = self.clusters.iter().filter_map(Reading::failure).chain(images);
+        failures.any(|failure| failure.is_no_answer() || failure.origin == Origin::Late)
+    }
+
     /// The same survey, taken in less time than a cluster is given to answer: what got no answer is not known, and that
     /// is nobody's fault but ours.
     #[must_use]
     pub fn without_blame(mut self) -> Self {
         let own = |failure: &mut Failure| {
             if failure.is_no_answer() {
-                failure.origin = Origin::Own;
+                failure.origin = Origin::Late;
                 failure.message = "there was not enough time left to wait for an answer".to_owned();
                 failure.errno = None;
             }

@@ -968,6 +968,20 @@ fn a_look_that_had_no_time_finds_nothing_out() {
     assert_eq!(verdict(&findings), Verdict::Unknown, "{findings:?}");
 }
 
+/// On a slow node our own clock is the first to give up: Ceph has not said that nobody answers.
+#[test]
+fn a_read_that_was_not_done_in_time_is_unknown_and_stops_nothing() {
+    let late = json!({ "unknown": { "origin": "late", "what": "connect", "message": "not done in time" } });
+    let mut survey = healthy();
+    survey["disks"][0]["reading"] = late.clone();
+    let seen = see(&survey);
+    assert_eq!((seen.verdict(), seen.actions.len()), (Verdict::Unknown, 0), "{:?}", seen.findings);
+    survey["clusters"][0] = late;
+    let seen = see(&survey);
+    assert_eq!((seen.verdict(), seen.actions.len()), (Verdict::Unknown, 0), "{:?}", seen.findings);
+    assert_eq!(seen.severity("cluster-unreachable"), None);
+}
+
 /// A process that looks at a disk for a moment is waited for; what stays is a reason.
 #[test]
 fn who_has_a_device_open_for_a_moment_is_waited_for() {

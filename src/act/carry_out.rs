@@ -21,6 +21,7 @@ use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -75,19 +76,20 @@ impl Hands<'_> {
     ) -> Result<Vec<ActionReport>> {
         let holder = Holder { pid: std::process::id(), vmid: Some(self.vmid) };
         let patience = LOCK_PATIENCE.min(self.time_limit);
-        let _locks = RunLock::acquire_all(self.root, batch.iter().flat_map(lock_names), holder, patience)?;
+        let locks = RunLock::acquire_all(self.root, batch.iter().flat_map(lock_names), holder, patience)?;
         let survey = look()?;
         let wanted = self.rule.wanted(&survey);
         let asked = |action: &Action| {
             wanted.iter().any(|fresh| is_same_image(fresh, action) && fresh.change == action.change)
         };
+        let left_at_it = AtomicBool::new(false);
         let log = kmsg::mark(self.root).ok().filter(|_| batch.iter().any(Action::is_kernels));
         let mut reports: Vec<ActionReport> = std::thread::scope(|scope| {
             let made = batch.iter().map(|action| {
                 let asked = asked(action);
-                let survey = &survey;
+                let (survey, left_at_it) = (&survey, &left_at_it);
                 scope.spawn(move || match asked {
-                    true => self.make(action, survey, look, progress),
+                    true => self.make(action, survey, look, progress, left_at_it),
                     false => withheld(self.not_wanted(survey, action)),
                 })
             });
@@ -102,6 +104,10 @@ impl Hands<'_> {
                 .map(|(action, result)| ActionReport::new(action, result))
                 .collect()
         });
+        if left_at_it.into_inner() {
+            // Until the end of this process, and with it of what it has left at work.
+            std::mem::forget(locks);
+        }
         if let Some(mut log) = log {
             let mapped = survey.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
             attribute(&log.since().unwrap_or_default(), &mapped.map(|m| m.id).collect(), &mut reports);
@@ -122,6 +128,7 @@ impl Hands<'_> {
         survey: &Survey,
         look: &dyn Fn() -> Result<Survey>,
         progress: &(dyn Fn(u64) + Sync),
+        left_at_it: &AtomicBool,
     ) -> ActionResult {
         if let Some(why) = owner::not_yet(survey, action) {
             return withheld(why);
@@ -134,7 +141,7 @@ impl Hands<'_> {
             Err(error) => return withheld(format!("{error:#}")),
         };
         let result = match &action.change {
-            Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner)),
+            Change::BreakLock { owner } => self.break_lock(survey, action, &Locker::from(owner), left_at_it),
             Change::Unmap { device } => self.unmap(survey, action, *device, progress),
             _ => self.run(action, progress),
         };
@@ -162,13 +169,22 @@ impl Hands<'_> {
         }
     }
 
-    fn break_lock(&self, survey: &Survey, action: &Action, owner: &Locker) -> ActionResult {
+    fn break_lock(
+        &self,
+        survey: &Survey,
+        action: &Action,
+        owner: &Locker,
+        left_at_it: &AtomicBool,
+    ) -> ActionResult {
         let Some(storage) = survey.storages.get(&action.target.storage) else {
             return withheld("its storage is gone from storage.cfg".into());
         };
         match break_stale_lock(&storage.connection, &action.target.spec, owner, self.time_limit) {
             Ok(()) => done(),
-            Err(not_broken) => not_broken_result(&not_broken),
+            Err(not_broken) => {
+                left_at_it.fetch_or(matches!(not_broken, NotBroken::StillAtIt(_)), Ordering::Relaxed);
+                not_broken_result(&not_broken)
+            }
         }
     }
 
@@ -302,7 +318,8 @@ fn not_broken_result(not_broken: &NotBroken) -> ActionResult {
         NotBroken::MayNotBlocklist(failure)
         | NotBroken::HeldExternally(failure)
         | NotBroken::BlocklistExpiry(failure)
-        | NotBroken::Failed(failure) => {
+        | NotBroken::Failed(failure)
+        | NotBroken::StillAtIt(failure) => {
             ActionResult::Failed { errno: failure.errno, message: failure.to_string() }
         }
         NotBroken::Changed(_)
@@ -312,24 +329,31 @@ fn not_broken_result(not_broken: &NotBroken) -> ActionResult {
     }
 }
 
-/// Whether a change of features may have been made although its command failed: `rbd` writes the features first and tells the
+/// Whether a change may have been made although it failed. `rbd` writes features first and tells the
 /// image's watchers last. A watcher that died less than 30 s ago cannot be told, and `rbd` ends with 110; a command
 /// that was killed says nothing at all. After 22 nothing was made: the features stood as they were wanted, or cannot.
+/// A lock is in doubt where nothing but the time says that it failed.
 fn in_doubt(action: &Action, result: &ActionResult) -> bool {
     let of_features = matches!(action.change, Change::DisableFeatures { .. } | Change::EnableFeatures { .. });
+    let of_lock = matches!(action.change, Change::BreakLock { .. });
     match result {
-        ActionResult::Failed { errno, .. } => of_features && *errno != Some(Errno::EINVAL as i32),
+        ActionResult::Failed { errno, .. } if of_features => *errno != Some(Errno::EINVAL as i32),
+        ActionResult::Failed { errno, .. } if of_lock => *errno == Some(Errno::ETIMEDOUT as i32),
         _ => false,
     }
 }
 
-/// A feature change is made if the image's features say so.
+/// A change of features, or of the lock, is made if the image says so.
 fn made(action: &Action, look: &dyn Fn() -> Result<Survey>) -> bool {
     let Ok(survey) = look() else { return false };
     let Some(facts) = image_of(&survey, action) else { return false };
     match &action.change {
         Change::DisableFeatures { features } => !facts.features.intersects(*features),
         Change::EnableFeatures { features } => facts.features.contains(*features),
+        Change::BreakLock { owner } => {
+            let owner = Locker::from(owner);
+            facts.lock.known().is_some_and(|lock| !lock.lockers.contains(&owner))
+        }
         _ => false,
     }
 }
@@ -380,7 +404,7 @@ fn with_duration(result: ActionResult, took: Duration) -> ActionResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::Target;
+    use crate::action::{LockOwner, Target};
     use crate::ceph::image::Spec;
 
     fn failed_with(change: Change) -> ActionReport {
@@ -547,6 +571,42 @@ mod tests {
             (began, free())
         });
         assert_eq!(freed, (false, true));
+    }
+
+    #[test]
+    fn a_lock_is_broken_if_its_owner_is_gone_whatever_the_time_said() {
+        let owner =
+            Locker { client: "client.4".into(), cookie: "auto 7".into(), address: "10.0.0.1:0/1".into() };
+        let action = failed_with(Change::BreakLock { owner: LockOwner::from(&owner) }).action;
+        let late = || ActionResult::Failed { errno: Some(110), message: "late".into() };
+        let denied = ActionResult::Failed { errno: Some(13), message: "no".into() };
+        let survey = |lockers: &[Locker]| {
+            let mut survey = json!(seen());
+            let lock = json!({ "tag": "internal", "exclusive": true, "lockers": lockers });
+            survey["storages"]["s"] = json!({
+                "section": { "id": "s", "pool": "rbd", "namespace": null, "data_pool": null, "krbd": true, "username": null,
+                             "monhost": null, "content": [], "nodes": null, "disabled": false },
+                "connection": { "conf": null, "mon_host": null, "user": "a", "keyring": null }, "cluster": 0 });
+            survey["clusters"] = json!([{ "known": { "fsid": "f", "blocklist": { "known": [] },
+                "health": { "known": { "status": "HEALTH_OK", "checks": [] } },
+                "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 } } }]);
+            survey["disks"] = json!([{
+                "key": "scsi0", "volid": "s:a", "storage": "s", "pool": "rbd", "namespace": null, "image": "a",
+                "krbd_storage": true, "access": "krbd", "role": "disk", "pve_drops": null, "shared_with": [],
+                "reading": { "found": {
+                    "id": "1", "format": 2, "size": 1, "object_size": 1, "objects": 1, "features": [],
+                    "op_features": { "known": [] }, "snapshots": { "known": [] }, "parents": { "known": [] },
+                    "flags": { "known": { "object_map_invalid": false, "fast_diff_invalid": false } },
+                    "lock": { "known": lock }, "watchers": { "known": [] }, "mirroring": { "known": null },
+                    "migration": { "known": null } } } }]);
+            Ok(serde_json::from_value::<Survey>(survey)?)
+        };
+        let broken = |result: &ActionResult, lockers: &[Locker]| {
+            in_doubt(&action, result) && made(&action, &|| survey(lockers))
+        };
+        assert!(broken(&late(), &[]));
+        assert!(!broken(&late(), &[owner]));
+        assert!(!broken(&denied, &[]), "somebody else has freed it");
     }
 
     #[test]

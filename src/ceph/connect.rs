@@ -99,10 +99,15 @@ fn configure(cluster: &Cluster, connection: &Connection, deadline: Duration) -> 
         None => need(AUTHENTICATION, "none")?,
     }
     for option in TIMEOUTS {
-        // Nought would mean for ever.
-        like(option, &deadline.as_secs().max(1).to_string());
+        like(option, &of_ceph(deadline).as_secs().to_string());
     }
     Ok(())
+}
+
+/// How long a call of Ceph's may take, in whole seconds, of a time that is given for all of them. It is over earlier, so that
+/// Ceph itself can say that nobody answered: our own clock cannot tell that from a node that is slow. Nought would mean for ever.
+fn of_ceph(deadline: Duration) -> Duration {
+    Duration::from_secs((deadline * 3 / 4).as_secs().max(1))
 }
 
 fn read_conf(cluster: &Cluster, connection: &Connection) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use crate::ceph::image::{Lock, Locker, Spec, Watcher};
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Why a lock was not broken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +32,11 @@ pub enum NotBroken {
     MayNotBlocklist(Failure),
     /// Ceph: 22, `rbd_blocklist_expire_seconds` is set and the monitors refuse how librbd sends it (tracker 54613).
     BlocklistExpiry(Failure),
-    /// Anything else. Errno 110: out of time, the lock may have been broken or not; read it again.
+    /// Anything else.
     Failed(Failure),
+    /// Out of time, and librbd is still at it: the lock may have been broken, or may be yet. Nobody else may come to the image
+    /// as long as this process lives.
+    StillAtIt(Failure),
 }
 
 impl std::fmt::Display for NotBroken {
@@ -49,7 +52,8 @@ impl std::fmt::Display for NotBroken {
             Self::HeldExternally(failure)
             | Self::MayNotBlocklist(failure)
             | Self::BlocklistExpiry(failure)
-            | Self::Failed(failure) => failure.fmt(f),
+            | Self::Failed(failure)
+            | Self::StillAtIt(failure) => failure.fmt(f),
         }
     }
 }
@@ -60,7 +64,8 @@ impl std::error::Error for NotBroken {}
 /// the lock is held by `expected` alone, and nobody but this call watches; then takes the exclusive lock, gives it back
 /// and closes. The image is free after that, and `expected`'s address is on the blocklist.
 ///
-/// Returns by `deadline` and at most a second; nothing is begun after that.
+/// Returns by `deadline` and at most a second. The lock is taken in the first half of that or not at all, and Ceph is given
+/// less than the other half for each of the steps: so it has said what came of it before our own time is over.
 ///
 /// # Errors
 /// Why the lock was not broken.
@@ -71,13 +76,15 @@ pub fn break_stale_lock(
     deadline: Duration,
 ) -> Result<(), NotBroken> {
     let mut outcome = None;
-    let job =
-        Job { connection: connection.clone(), spec: spec.clone(), expected: expected.clone(), deadline };
+    let begins_until = Instant::now() + deadline / 2;
+    let (connection, spec, expected) = (connection.clone(), spec.clone(), expected.clone());
+    let late = late(&connection, &spec);
+    let job = Job { connection, spec, expected, each: deadline / 2, begins_until };
     let work = move |tell: &std::sync::mpsc::Sender<_>, wanted: &Wanted| {
         let _ = tell.send(job.run(wanted));
     };
     background::run(deadline, work, |told| outcome = Some(told)).map_err(NotBroken::Failed)?;
-    outcome.unwrap_or_else(|| Err(NotBroken::Failed(late(connection, spec))))
+    outcome.unwrap_or(Err(NotBroken::StillAtIt(late)))
 }
 
 const ETIMEDOUT: Errno = 110;
@@ -90,18 +97,21 @@ struct Job {
     connection: Connection,
     spec: Spec,
     expected: Locker,
-    deadline: Duration,
+    /// For each of Ceph's calls.
+    each: Duration,
+    /// After that the lock is not taken any more.
+    begins_until: Instant,
 }
 
 impl Job {
     fn run(&self, wanted: &Wanted) -> Result<(), NotBroken> {
-        let session = connect(&self.connection, self.deadline).map_err(NotBroken::Failed)?;
+        let session = connect(&self.connection, self.each).map_err(NotBroken::Failed)?;
         let pool = session
             .pool(&self.spec.pool, self.spec.namespace.as_deref())
             .map_err(|errno| self.failed("reach the pool of", errno))?;
         let image = pool.open_for_writing(&self.spec.image).map_err(NotBroken::Failed)?;
         self.judge(&image, session.instance_id())?;
-        if !wanted.still() {
+        if !wanted.still() || Instant::now() > self.begins_until {
             return Err(NotBroken::Failed(late(&self.connection, &self.spec)));
         }
         image.acquire_lock().map_err(|errno| self.refused(errno))?;

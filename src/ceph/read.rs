@@ -18,17 +18,16 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
-/// `ETIMEDOUT`.
-const ETIMEDOUT: Errno = 110;
 /// Images that are read at one time.
 const READERS: usize = 16;
 
 /// Reads what the monitors say and what Ceph knows of each image of `specs` (any pools and namespaces of one
 /// cluster), in the order of `specs`. Registers no watch and changes nothing. librbd is loaded only if there are specs.
 ///
-/// It returns by `deadline` and at most a second. What was not read by then is `Unknown` with errno 110; what was, is
-/// returned. The whole is `Unknown` only if there was no connection: errno 110 nobody answered, 13 or 1 a wrong key,
-/// 2 no ceph.conf or no keyring, none if librados is not installed.
+/// It returns by `deadline` and at most a second. What was not read by then is `Unknown` and [`Origin::Late`]; what was, is
+/// returned. Errno 110 is Ceph's own word, which it is given less time for. The whole is `Unknown` only if there was no
+/// connection: errno 110 nobody answered, 13 or 1 a wrong key, 2 no ceph.conf or no keyring, none if librados is not
+/// installed.
 pub fn read_cluster(
     connection: &Connection,
     specs: &[Spec],
@@ -132,7 +131,7 @@ impl Gathered {
 
     /// What was heard; what was not is late, or was never told by a worker that has `ended`: it died of a limit.
     fn finish(self, connection: &Connection, specs: &[Spec], ended: bool) -> ClusterReading {
-        let late = |what: String| if ended { given_up(what) } else { late(what) };
+        let late = |what: String| if ended { given_up(what) } else { Failure::late(what) };
         let fsid = match self.fsid {
             Some(Ok(fsid)) => fsid,
             Some(Err(failure)) => return Reading::Unknown(failure),
@@ -157,10 +156,6 @@ impl Gathered {
     }
 }
 
-fn late(what: impl Into<String>) -> Failure {
-    Failure::errno(what, ETIMEDOUT)
-}
-
 /// A thread ended in the middle of its work, most likely since no further one could be had.
 fn given_up(what: String) -> Failure {
     Failure::new(
@@ -171,7 +166,7 @@ fn given_up(what: String) -> Failure {
 }
 
 fn or_late<T>(reading: Option<Reading<T>>, what: &str) -> Reading<T> {
-    reading.unwrap_or_else(|| Reading::Unknown(late(what)))
+    reading.unwrap_or_else(|| Reading::Unknown(Failure::late(what)))
 }
 
 /// What the worker is to do.
@@ -313,16 +308,16 @@ mod tests {
         let reading = gathered.finish(&connection(), &[spec("a"), spec("b")], false);
         let (cluster, images) = reading.known().unwrap();
         assert_eq!(cluster.blocklist_expire_seconds, Reading::Known(0));
-        assert_eq!(cluster.health.failure().unwrap().errno, Some(110));
-        let late = Failure::errno("open and read rbd/a", 110);
+        assert_eq!(cluster.health.failure().unwrap().origin, Origin::Late);
+        let late = Failure::late("open and read rbd/a");
         assert_eq!(images, &[ImageReading::Unknown(late), ImageReading::ImageMissing]);
     }
 
     #[test]
-    fn no_word_at_all_is_a_connection_that_timed_out() {
+    fn no_word_at_all_is_not_known_to_be_the_clusters_fault() {
         let reading = Gathered::default().finish(&connection(), &[], false);
-        let expected =
-            "connect to Ceph as client.admin, conf /nonexistent/ceph.conf: (110) Connection timed out";
-        assert_eq!(reading.failure().unwrap().to_string(), expected);
+        let failure = reading.failure().unwrap();
+        assert_eq!(failure.what, "connect to Ceph as client.admin, conf /nonexistent/ceph.conf");
+        assert_eq!((failure.origin, failure.is_no_answer()), (Origin::Late, false));
     }
 }

@@ -63,6 +63,7 @@ fn guarded(ours: impl FnOnce(&Cell<OnError>) -> Exit) -> Exit {
 fn ours(root: &Root, options: &Hook, call: &Call, on_error: &Cell<OnError>) -> Exit {
     let migrated_from = std::env::var("PVE_MIGRATED_FROM").ok();
     let situation = |lock| situation(&options.phase, migrated_from.as_deref(), lock);
+    let begun = Instant::now();
     if !situation(None).allowed().look {
         return Exit::Ready;
     }
@@ -84,16 +85,27 @@ fn ours(root: &Root, options: &Hook, call: &Call, on_error: &Cell<OnError>) -> E
         return Exit::Ready;
     }
     on_error.set(session.policy.settings.on_error);
-    first.call_off();
     if on_error.get() == OnError::Block {
         // Then any end that is not a yes stops the start.
         meant::say();
     }
+    let settings = &session.policy.settings;
+    // All that the hook does is within its time, from its very beginning: PVE's files, the kernel's module.
+    let (limit, grace) = match situation {
+        Situation::NotOurs => return Exit::Ready,
+        Situation::Start | Situation::Backup => (settings.deadline, LAST_GRACE),
+        Situation::Stopped => (settings.deadline.min(AFTER_STOP), Duration::from_secs(1)),
+        _ => (situation.allowed().budget.unwrap_or(settings.deadline), Duration::ZERO),
+    };
+    let starts = matches!(situation, Situation::Start | Situation::Backup);
+    let exit = if starts && on_error.get() == OnError::Block { Exit::Deadline } else { Exit::Ready };
+    watchdog(call, (limit + grace).saturating_sub(begun.elapsed()), exit);
+    first.call_off();
     let result = match situation {
         Situation::NotOurs => return Exit::Ready,
-        Situation::Start | Situation::Backup => pre_start(session, call),
-        Situation::Stopped => Ok(post_stop(session, call)),
-        Situation::MigrationTarget { .. } | Situation::BeingFilled { .. } => look(session, &situation, call),
+        Situation::Start | Situation::Backup => pre_start(session, begun),
+        Situation::Stopped => Ok(post_stop(session, limit.saturating_sub(begun.elapsed()))),
+        _ => look(session, &situation, limit.saturating_sub(begun.elapsed())),
     };
     result.unwrap_or_else(|error| fault(&error, on_error.get()))
 }
@@ -120,9 +132,7 @@ fn say(line: &str) {
 }
 
 /// The guest is, or may be, alive elsewhere: look, warn, let it go on.
-fn look(mut session: Session, situation: &Situation, call: &Call) -> Result<Exit> {
-    let budget = situation.allowed().budget.unwrap_or(session.policy.settings.deadline);
-    watchdog(call, budget, Exit::Ready);
+fn look(mut session: Session, situation: &Situation, budget: Duration) -> Result<Exit> {
     let why = situation.why_not().unwrap_or_default();
     say(&format!("{}: only looking: {why}", text::title(&session.guest)));
     session.policy.read_only = Some(why);
@@ -139,10 +149,8 @@ fn look(mut session: Session, situation: &Situation, call: &Call) -> Result<Exit
 /// The guest has stopped: mend what the hook before the next start would come too late for. Only of a guest that is
 /// this node's own; a migration that failed calls this on the target, while the guest runs on the source. It never
 /// fails a stop, and says nothing where nothing was to be done.
-fn post_stop(mut session: Session, call: &Call) -> Exit {
+fn post_stop(mut session: Session, limit: Duration) -> Exit {
     session.prepare_after_stop();
-    let limit = session.policy.settings.deadline.min(AFTER_STOP);
-    watchdog(call, limit + Duration::from_secs(1), Exit::Ready);
     let mut world = RealWorld::new(&session, Some(limit));
     world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
     world.on_action(tell_action);
@@ -154,18 +162,12 @@ fn post_stop(mut session: Session, call: &Call) -> Exit {
 }
 
 /// Check, repair, check again; wait for what time mends; then say whether the guest may start.
-fn pre_start(mut session: Session, call: &Call) -> Result<Exit> {
+fn pre_start(mut session: Session, begun: Instant) -> Result<Exit> {
     session.prepare_to_start();
     session.policy.scope = Scope::InHook;
     let session = &session;
     let settings = &session.policy.settings;
-    let begun = Instant::now();
-    watchdog(
-        call,
-        settings.deadline + LAST_GRACE,
-        if settings.on_error == OnError::Block { Exit::Deadline } else { Exit::Ready },
-    );
-    let mut world = RealWorld::new(session, Some(settings.deadline));
+    let mut world = RealWorld::new(session, Some(settings.deadline.saturating_sub(begun.elapsed())));
     world.on_finding(|finding| say(&format!("found: {}", text::finding_line(finding))));
     world.on_action(tell_action);
     world.on_wait(|wait| say(&text::second_look(wait)));
@@ -246,7 +248,11 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
                 Waiting::Watcher
             })
         }
-        Verdict::Unknown if looks < UNKNOWN_TRIES && !unknown().all(is_of_ours) => Some(Waiting::Reading),
+        Verdict::Unknown
+            if looks < UNKNOWN_TRIES && (report.survey.is_unanswered() || !unknown().all(is_of_ours)) =>
+        {
+            Some(Waiting::Reading)
+        }
         _ => None,
     }
 }

@@ -71,12 +71,17 @@ impl Session {
 
     /// Looks at the guest and all its images, for at most `limit`.
     pub fn observe(&self, limit: Duration) -> Result<Survey> {
-        self.gather(None, limit)
+        self.observe_for(limit, self.policy.settings.connect_timeout)
+    }
+
+    /// The same, waiting for each cluster as long as `patience`, which is `connect_timeout` or more.
+    pub fn observe_for(&self, limit: Duration, patience: Duration) -> Result<Survey> {
+        self.gather(None, limit, patience)
     }
 
     /// Looks at the guest and one of its images, for at most `limit`.
-    pub fn observe_image(&self, spec: &Spec, limit: Duration) -> Result<Survey> {
-        self.gather(Some(spec), limit)
+    pub fn observe_image(&self, spec: &Spec, limit: Duration, patience: Duration) -> Result<Survey> {
+        self.gather(Some(spec), limit, patience)
     }
 
     /// Looks at the guest again, but not at its images: `None` if that does not do, because its config has changed.
@@ -84,10 +89,10 @@ impl Session {
         Ok(gather_node(&self.root, seen)?.map(|survey| self.in_situation(survey)))
     }
 
-    fn gather(&self, only: Option<&Spec>, limit: Duration) -> Result<Survey> {
+    fn gather(&self, only: Option<&Spec>, limit: Duration, patience: Duration) -> Result<Survey> {
         let usual = self.policy.settings.connect_timeout;
         let off = |storage: &str| self.policy.disk(storage).mode == Mode::Off;
-        let limits = (limit.min(usual), limit.min(usual.max(SEARCH)));
+        let limits = (limit.min(patience), limit.min(patience.max(SEARCH)));
         let survey = gather_some(&self.root, self.guest.vmid, only, limits, &off)?;
         let survey = self.in_situation(survey);
         // Who had less time than the settings give has not found out that nobody answers.

@@ -51,6 +51,9 @@ pub struct RealWorld<'a> {
     end: Option<Instant>,
     /// When the last change is to be over.
     deadline: Option<Instant>,
+    /// How long a cluster is waited for. Where one did not answer in that time the next look gives it twice as long: this
+    /// node, or the way there, may be slow.
+    patience: Duration,
     /// The last look, while no image was changed since.
     seen: Option<Seen>,
     /// Images with a lock whose owner can be told to be dead from then on.
@@ -70,6 +73,7 @@ impl<'a> RealWorld<'a> {
             run: RunId::new(now(), std::process::id()),
             end: limit.map(|limit| begun + limit),
             deadline: limit.map(|limit| begun + limit - LAST_LOOK.min(limit / 4)),
+            patience: session.policy.settings.connect_timeout,
             seen: None,
             due: Vec::new(),
             on_action: Box::new(|_| ()),
@@ -149,7 +153,11 @@ impl World for RealWorld<'_> {
                 return Ok(survey);
             }
         }
-        let survey = self.session.observe(left(self.end, self.session.policy.settings.check_deadline))?;
+        let most = self.session.policy.settings.check_deadline;
+        let survey = self.session.observe_for(left(self.end, most), self.patience)?;
+        if survey.is_unanswered() {
+            self.patience = (self.patience * 2).min(most).max(self.patience);
+        }
         let at = Instant::now();
         self.due = due(&survey).map(|(spec, wait)| (spec, at + wait + CLOCKS)).collect();
         self.seen = Some(Seen { at, survey: survey.clone(), only_mapped: false });
@@ -174,16 +182,16 @@ impl World for RealWorld<'_> {
             cut: self.left(limit) < limit,
         };
         // A look may take of the time that is kept for the last one: without it nothing can be told of a change.
-        let (end, session) = (self.end, self.session);
+        let (end, session, patience) = (self.end, self.session, self.patience);
         let last = self.seen.take().filter(|_| batch.iter().all(Action::is_map));
         let look = || {
-            let patience = left(end, settings.check_deadline);
+            let limit = left(end, settings.check_deadline);
             let survey = match (node_again(session, last.as_ref(), BEFORE_MAPS)?, batch) {
                 (Some(survey), _) => survey,
                 (None, [action]) if !action.is_kernels() => {
-                    session.observe_image(&action.target.spec, patience)?
+                    session.observe_image(&action.target.spec, limit, patience)?
                 }
-                (None, _) => session.observe(patience)?,
+                (None, _) => session.observe_for(limit, patience)?,
             };
             Ok(Survey { history: history.to_vec(), ..survey })
         };

@@ -65,7 +65,7 @@ fn silent(failure: &Failure, storages: &str) -> Finding {
             Finding::new(Code::ClusterUnreachable, detail)
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }
-        (Origin::Outside | Origin::Own, _) => Finding::new(Code::ClusterNotAsked, detail),
+        (Origin::Outside | Origin::Own | Origin::Late, _) => Finding::new(Code::ClusterNotAsked, detail),
     }
 }
 

@@ -715,7 +715,10 @@ fn a_cluster_that_stands_still_is_unknown_within_the_deadline() {
     for seconds in ["0", "1"] {
         let (took, json) = facts_process(&lab, seconds, &[&image.to_string()]);
         assert!(took < Duration::from_millis(2200), "{took:?}");
-        assert_eq!(json["reading"]["unknown"]["errno"], 110);
+        let unknown = &json["reading"]["unknown"];
+        // Nobody finds out within no time that a cluster does not answer.
+        let told = if seconds == "0" { unknown["origin"] == "late" } else { unknown["errno"] == 110 };
+        assert!(told, "{json}");
     }
 
     lab.resume("all");

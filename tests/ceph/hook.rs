@@ -327,6 +327,21 @@ fn a_containers_volumes_are_made_fit_for_the_kernel() {
     assert!(!node.features(&spec).contains(&"journaling".to_owned()), "{ran:?}");
 }
 
+/// Each message to Ceph takes half a second longer than it should: the cluster answers, and it is the node that is slow.
+#[test]
+fn a_slow_node_is_given_more_time_and_takes_no_cluster_for_dead() {
+    let (node, vmid, _) = Node::with_vm(DEFAULT);
+    node.write("/etc/rbd-preflight/config.yaml", "connect_timeout: 1\ncheck_deadline: 60\ndeadline: 240\n");
+    let inner = node.command(["hook", &vmid.to_string(), "pre-start"]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-e", "trace=sendmsg", "-e", "inject=sendmsg:delay_enter=500000"]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ran = Ran::of(command);
+    assert!(ran.code == 0 && ran.stderr.contains("the start goes on"), "{ran:?}");
+    assert!(ran.took > Duration::from_secs(2), "it was not slow: {ran:?}");
+}
+
 /// On a migration target the answer comes in time even if Ceph does not answer at all.
 #[test]
 fn a_migration_does_not_wait_for_a_dead_cluster() {
