@@ -11,6 +11,7 @@ pub use fsids::Fsids;
 pub use gather::{Fleet, Listed, Names, gather, gather_fleet, gather_node, gather_some};
 
 use crate::action::ActionReport;
+use crate::ceph::alive::same_client;
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
 use crate::ceph::identity::{ImageIdentity, Same};
@@ -28,6 +29,9 @@ use std::collections::BTreeMap;
 
 /// The version of the saved form.
 pub const SCHEMA: u32 = 1;
+
+/// How the whereabouts of a client begin that is on this node.
+const THIS_NODE: &str = "this node";
 
 /// Everything that was seen of a guest at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +71,8 @@ pub struct NodeFacts {
     /// Who uses what is mapped here, by the mapping's number.
     #[serde(default)]
     pub mapping_users: BTreeMap<u32, MappingUsers>,
-    /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`.
+    /// By the address of a client that has an image of the guest open: `node pve2, with guest 516`, `this node: process 77
+    /// (rbd-nbd)`.
     #[serde(default)]
     pub whereabouts: BTreeMap<String, String>,
     /// The release of this node's `rbd`, `20.2.4`; only looked for where one of its kernel clients is dead.
@@ -216,6 +221,12 @@ impl Survey {
         })
     }
 
+    /// The address is a kernel client's of this node.
+    pub fn is_kernels(&self, address: &str) -> bool {
+        let mut mappings = self.node.kernel.mappings.known().into_iter().flat_map(|all| all.iter());
+        mappings.any(|mapping| same_client(&mapping.client_address, address))
+    }
+
     /// What is known of the cluster that a disk lies in.
     pub fn cluster_of(&self, disk: &DiskFacts) -> Option<&Reading<ClusterFacts>> {
         self.clusters.get(self.storages.get(&disk.disk.storage)?.cluster)
@@ -255,6 +266,13 @@ impl Survey {
             }
         }
         self
+    }
+}
+
+impl NodeFacts {
+    /// A client that has an image of the guest open is on this node.
+    pub fn has_client(&self, address: &str) -> bool {
+        self.whereabouts.get(address).is_some_and(|place| place.starts_with(THIS_NODE))
     }
 }
 

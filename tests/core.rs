@@ -251,6 +251,43 @@ fn a_live_writer_is_unsafe_locked_or_not() {
     }
 }
 
+/// The watch of a host that is gone for good stays for ever where its client was only cut off; what ends it is an
+/// administrator's to do, and never offered against a client of this node.
+#[test]
+fn how_a_client_of_a_dead_host_is_shut_out_is_told_and_never_among_the_commands() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    let told = |survey: &Value| {
+        let finding = see(survey).findings.into_iter().find(|f| f.code.name() == "in-use-elsewhere").unwrap();
+        assert!(!finding.remedy.commands.iter().any(|command| command.contains("blocklist")), "{finding:?}");
+        finding.remedy.text
+    };
+    let away = told(&survey);
+    assert!(
+        away.contains("only where its host is off for good: `ceph osd blocklist add 10.0.0.2:0/77`"),
+        "{away}"
+    );
+    survey["node"]["whereabouts"] = json!({ "10.0.0.2:0/77": "this node: process 7 (rbd-nbd)" });
+    let here = told(&survey);
+    assert!(!here.contains("blocklist") && here.contains("a process of this node"), "{here}");
+}
+
+/// In a failover this site's own rbd-mirror has the copy open: what to do is to promote it.
+#[test]
+fn a_copy_that_rbd_mirror_has_open_is_to_be_promoted_and_not_freed_of_a_writer() {
+    let mut survey = healthy();
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    facts(&mut survey)["mirroring"] =
+        json!({ "known": { "mode": "snapshot", "state": "enabled", "primary": false } });
+    let seen = see(&survey);
+    let codes: Vec<&str> = seen.findings.iter().map(|finding| finding.code.name()).collect();
+    assert_eq!((codes, seen.verdict()), (vec!["image-non-primary"], Verdict::Blocked));
+    let finding = &seen.findings[0];
+    assert!(finding.detail.contains("client.4242 at 10.0.0.2:0/77 has it open"), "{finding:?}");
+    assert!(finding.remedy.commands[0].contains("mirror image promote"), "{finding:?}");
+}
+
 #[test]
 fn a_running_guest_may_watch_its_own_images() {
     let mut survey = healthy();

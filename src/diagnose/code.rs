@@ -150,7 +150,7 @@ codes! {
         "nothing to do";
     ImageNonPrimary "image-non-primary" Blocker
         "the image is the non-primary copy of a mirrored image and cannot be written"
-        "promote the image, or start the guest at the primary site";
+        "where the other site is surely down, or the image was demoted there, promote it here (`--force` if it could not be demoted); else start the guest there";
     ImageMigrating "image-migrating" Blocker
         "a live migration of the image is under way"
         "finish it with `rbd migration execute` and `rbd migration commit`, or `rbd migration abort`";

@@ -140,6 +140,12 @@ impl<'a> Image<'a> {
         self.disk.disk.access == Access::Krbd
     }
 
+    /// It is a copy of an image that is mirrored from another cluster: nobody may write to it but rbd-mirror.
+    pub fn is_copy(&self) -> bool {
+        let mirroring = self.facts.mirroring.known().and_then(Option::as_ref);
+        self.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary)
+    }
+
     /// This node's kernel.
     pub fn kernel(&self) -> &'a KernelFacts {
         &self.survey.node.kernel
@@ -382,13 +388,17 @@ fn unread(image: &Image) -> Option<Finding> {
 
 fn mirroring(image: &Image) -> Option<Finding> {
     let mirroring = image.facts.mirroring.known().and_then(Option::as_ref);
-    let demoted =
-        image.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary);
-    if demoted {
+    if image.is_copy() {
         let mode = mirroring.map_or("unknown mode", |m| m.mode.as_str());
         let command = image.rbd(&["mirror", "image", "promote", &image.spec.image]);
+        let watchers = image.facts.watchers.known().into_iter().flatten();
+        let open: String = watchers
+            .map(|w| {
+                format!("; client.{} at {} has it open, as this site's rbd-mirror does", w.client, w.address)
+            })
+            .collect();
         return Some(
-            Finding::new(Code::ImageNonPrimary, format!("mirrored by {mode}, non-primary here"))
+            Finding::new(Code::ImageNonPrimary, format!("mirrored by {mode}, non-primary here{open}"))
                 .commands([command]),
         );
     }

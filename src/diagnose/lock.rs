@@ -33,6 +33,10 @@ fn in_use(image: &Image) -> Option<Finding> {
     if is_to_be_open(image.survey) {
         return None;
     }
+    // Nobody writes to a copy but rbd-mirror: `image-non-primary` tells of it.
+    if image.is_copy() {
+        return None;
+    }
     let watchers = match &image.facts.watchers {
         Reading::Known(watchers) => watchers,
         Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
@@ -54,7 +58,30 @@ fn in_use(image: &Image) -> Option<Finding> {
     let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
     let code = if others.iter().all(dead) { Code::LockDying } else { Code::InUseElsewhere };
     let command = image.rbd(&["status", &image.spec.image]);
-    Some(Finding::new(code, detail).remedy(RemedyKind::Wait, code.remedy()).commands([command]))
+    let remedy = match code {
+        Code::InUseElsewhere => found_and_stopped(image, &others),
+        _ => code.remedy().to_owned(),
+    };
+    Some(Finding::new(code, detail).remedy(RemedyKind::Wait, remedy).commands([command]))
+}
+
+/// How clients are stopped that do not go by themselves. The last way out is told as a sentence and not among the commands,
+/// which are pasted: done to a client that lives it is what the tool is there against.
+fn found_and_stopped(image: &Image, others: &[&Watcher]) -> String {
+    let (here, away): (Vec<&Watcher>, Vec<&Watcher>) =
+        others.iter().partition(|watcher| image.survey.node.has_client(&watcher.address));
+    let mut text = Code::InUseElsewhere.remedy().to_owned();
+    if !here.is_empty() {
+        text += "; a process of this node is ended here";
+    }
+    if !away.is_empty() {
+        let commands = away.iter().map(|watcher| format!("`ceph osd blocklist add {}`", watcher.address));
+        text += &format!(
+            "; only where its host is off for good: {} shuts that client out for an hour, with every disk that it has open",
+            commands.collect::<Vec<_>>().join(", ")
+        );
+    }
+    text
 }
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.

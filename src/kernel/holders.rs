@@ -421,7 +421,7 @@ fn is_udev(process: &Process) -> bool {
 type Mount = (String, String);
 
 /// What can be told of a process; one that has ended by now has no name.
-fn process(pid: u32, directory: &Path) -> Process {
+pub(super) fn process(pid: u32, directory: &Path) -> Process {
     let read = |name: &str| fs::read(directory.join(name)).unwrap_or_default();
     let command = String::from_utf8_lossy(&read("comm")).trim_end().to_owned();
     let guest = guest_of_qemu(&read("cmdline"))

@@ -8,6 +8,7 @@ pub mod key_types;
 pub mod kmsg;
 pub mod messages;
 pub mod module;
+pub mod programs;
 pub mod sysfs;
 pub mod version;
 

@@ -6,7 +6,9 @@ use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::diagnose::lock::is_stale;
+use crate::kernel::blocklist::host_of;
 use crate::kernel::holders::holders_of;
+use crate::kernel::programs::{self, Program};
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
 use crate::pve::guest::{Disk, Guest};
@@ -20,7 +22,7 @@ use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::fsids::Fsids;
 use crate::survey::{
-    DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, clients, mirrors, owners,
+    DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE, clients, mirrors, owners,
 };
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
@@ -184,11 +186,12 @@ impl Look<'_> {
         clients::look(&mut surveys, self.limit);
         mirrors::look(&mut surveys, self.limit);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
-        let places = OnceCell::new();
+        let (places, programs) = (OnceCell::new(), OnceCell::new());
         for survey in &mut surveys {
             share_out(&named, survey);
             let places = || places.get_or_init(|| Whereabouts::read(root));
-            survey.node.whereabouts = whereabouts(places, &named, survey);
+            let programs = || programs.get_or_init(|| programs::of_ceph(root));
+            survey.node.whereabouts = whereabouts(places, programs, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
         Ok((surveys, names, fsids))
@@ -278,6 +281,7 @@ fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
 /// Where the clients are that have the guest's images open, as far as PVE's and Ceph's files tell.
 fn whereabouts<'a>(
     places: impl FnOnce() -> &'a Whereabouts,
+    programs: impl Fn() -> &'a Vec<Program>,
     named: &Named,
     survey: &Survey,
 ) -> BTreeMap<String, String> {
@@ -297,6 +301,15 @@ fn whereabouts<'a>(
     }
     let places = places();
     let told = addresses.into_iter().filter_map(|(fsid, spec, address)| {
+        if is_here(survey, places, fsid, address) {
+            let told = if survey.is_kernels(address) {
+                Some("its kernel".to_owned())
+            } else {
+                programs::told(programs(), &spec.image)
+            };
+            let told = told.map(|told| format!(": {told}")).unwrap_or_default();
+            return Some((address.to_owned(), format!("{THIS_NODE}{told}")));
+        }
         let node = places.node_of(address)?;
         let guests: Vec<String> = named
             .by(fsid, &spec)
@@ -308,6 +321,14 @@ fn whereabouts<'a>(
         Some((address.to_owned(), format!("node {node}{named}")))
     });
     told.collect()
+}
+
+/// A client of a cluster is on this node: it has an address of the node's, or the one that the tool's own client has there.
+fn is_here(survey: &Survey, places: &Whereabouts, fsid: &str, address: &str) -> bool {
+    let clusters = survey.clusters.iter().filter_map(Reading::known).filter(|cluster| cluster.fsid == fsid);
+    let mut own = clusters.flat_map(|cluster| &cluster.own_addresses);
+    let host = host_of(address);
+    places.is_own(address) == Reading::Known(true) || host.is_some() && own.any(|own| host_of(own) == host)
 }
 
 /// Who uses those mappings of this node that matter: of the guests' images, and of kernel clients that are dead.

@@ -150,6 +150,17 @@ fn live_writer_then_dead_writer() {
     let writer = node.lab.writer(&spec);
     let report = assert_found(&node, vmid, "in-use-elsewhere", "unsafe", 4);
     assert_eq!(report["verdict"], "refused");
+    let detail = |report: &Value| finding(report, "in-use-elsewhere")["detail"].as_str().unwrap().to_owned();
+    assert!(detail(&report).contains(" (this node), it owns the exclusive lock"), "{report:#}");
+    // The writer is a process of this machine, and so of the node whose /proc is this machine's.
+    std::fs::create_dir(node.path("/away")).unwrap();
+    std::fs::rename(node.path("/proc"), node.path("/away/proc")).unwrap();
+    std::os::unix::fs::symlink("/proc", node.path("/proc")).unwrap();
+    let process = format!(" (this node: process {} (python3))", writer.pid());
+    let report = node.check(vmid);
+    assert!(detail(&report).contains(&process), "{process}: {report:#}");
+    std::fs::remove_file(node.path("/proc")).unwrap();
+    std::fs::rename(node.path("/away/proc"), node.path("/proc")).unwrap();
     assert!(!codes(&report).contains(&"lock-stale".to_owned()));
     assert!(writer.alive());
     writer.kill();

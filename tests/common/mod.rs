@@ -181,11 +181,15 @@ impl Writer {
         self.run("alive")
     }
 
+    /// Its process.
+    pub fn pid(&self) -> String {
+        let pid = std::fs::read_to_string(&self.pid_file).unwrap();
+        pid.split_whitespace().next().unwrap().to_owned()
+    }
+
     /// Sends it a signal: `STOP`, and it is not heard of until `CONT`.
     pub fn signal(&self, signal: &str) {
-        let pid = std::fs::read_to_string(&self.pid_file).unwrap();
-        let pid = pid.split_whitespace().next().unwrap().to_owned();
-        succeed(Command::new("kill").args([&format!("-{signal}"), &pid]));
+        succeed(Command::new("kill").args([&format!("-{signal}"), &self.pid()]));
     }
 
     /// Closes the image properly.
