@@ -8,6 +8,7 @@ use crate::commands::session::{self, Session};
 use crate::diagnose::code::Code;
 use crate::diagnose::diagnose;
 use crate::diagnose::finding::Finding;
+use crate::diagnose::is_a_moment;
 use crate::exit::Exit;
 use crate::plan::plan;
 use crate::policy::Policy;
@@ -24,6 +25,10 @@ use std::cmp::Reverse;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// How long a process that has a device open may take to go, and how often it is looked.
+const MOMENT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Checks each guest and prints its report; the exit code is the gravest.
 pub fn run(root: &Root, options: &Check) -> Result<Exit> {
@@ -116,11 +121,26 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
 fn of_guest(root: &Root, vmid: u32, options: &Check) -> Result<GuestReport> {
     let session = Session::open(root, vmid)?;
     let deadline = options.deadline.map_or(session.policy.settings.check_deadline, Duration::from_secs);
-    let survey = session.observe(deadline)?;
+    let survey = past_a_moment(&session, session.observe(deadline)?, deadline)?;
     if let Some(file) = &options.save_survey {
         save(file, &survey)?;
     }
     Ok(assess(survey, &session.policy))
+}
+
+/// What is seen when those have gone who had a device open for a moment, as the hook would wait for them: only the node is
+/// looked at again.
+fn past_a_moment(session: &Session, mut survey: Survey, deadline: Duration) -> Result<Survey> {
+    let until = Instant::now() + MOMENT.min(deadline);
+    while diagnose(&survey, &session.policy).iter().any(is_a_moment) && Instant::now() < until {
+        std::thread::sleep(PAUSE);
+        match session.observe_node(&survey)? {
+            Some(later) => survey = later,
+            // Its config has changed meanwhile: what was seen is true of the guest that it was.
+            None => break,
+        }
+    }
+    Ok(survey)
 }
 
 /// The report on a survey: findings, and what repair would do.

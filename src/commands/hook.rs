@@ -11,6 +11,7 @@ use crate::commands::world::RealWorld;
 use crate::context::{Situation, situation};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::is_a_moment;
 use crate::exit::Exit;
 use crate::meant;
 use crate::policy::Scope;
@@ -242,7 +243,7 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
             let any = |code| stoppers.iter().any(|finding| finding.code == code);
             Some(if any(Code::ClusterUnreachable) {
                 Waiting::Answer
-            } else if stoppers.iter().all(|finding| is_held_open(finding)) {
+            } else if stoppers.iter().all(|finding| is_a_moment(finding)) {
                 Waiting::Holder
             } else {
                 Waiting::Watcher
@@ -255,11 +256,6 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
         }
         _ => None,
     }
-}
-
-/// It stops the start because something has a device open.
-fn is_held_open(finding: &Finding) -> bool {
-    matches!(finding.code, Code::MappingBusy | Code::MappingOtherImage)
 }
 
 /// A fault on this side, which stays what it is however often it is looked.

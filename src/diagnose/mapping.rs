@@ -185,9 +185,20 @@ fn of_mapping(image: &Image, mapping: &Mapping, map: bool) -> Finding {
     };
     if finding.code == Code::MappingBusy && passes(image.survey, mapping) {
         finding.remedy.kind = RemedyKind::Wait;
+        finding.remedy.text = MOMENT.to_owned();
     }
     finding.remedy.commands.push(command);
     finding
+}
+
+/// What to do about a process that may be gone in a moment.
+pub(super) const MOMENT: &str = "programs that look at a disk (`blkid`, `lsblk`, `pvscan`) have it open for a moment: look again \
+     in a few seconds; one that stays is to be ended";
+
+/// It is a reason against a start only as long as a process has the device open, which may be over in a moment.
+pub fn is_a_moment(finding: &Finding) -> bool {
+    let held = matches!(finding.code, Code::MappingBusy | Code::MappingOtherImage);
+    held && finding.severity >= Severity::Blocker && finding.remedy.kind == RemedyKind::Wait
 }
 
 /// Whoever has the device open may be gone in a moment.

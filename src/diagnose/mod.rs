@@ -14,6 +14,7 @@ mod keys;
 pub mod lock;
 mod map_failure;
 mod mapping;
+pub use mapping::is_a_moment;
 pub mod orphans;
 pub mod owner;
 mod parents;

@@ -7,7 +7,7 @@ use crate::ceph::image::{ImageReading, Spec};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::gate;
-use crate::diagnose::mapping::{fresh, gave_up, kept, unmap};
+use crate::diagnose::mapping::{MOMENT, fresh, gave_up, kept, unmap};
 use crate::kernel::Mapping;
 use crate::kernel::holders::Holder;
 use crate::policy::{Policy, Scope};
@@ -55,6 +55,9 @@ fn of_mapping(survey: &Survey, policy: &Policy, disk: &DiskFacts, mapping: &Mapp
             let holders = users.and_then(|users| users.holders.known());
             let passes = holders.is_some_and(|all| !all.is_empty() && all.iter().all(Holder::may_pass));
             finding.remedy.kind = if passes { RemedyKind::Wait } else { RemedyKind::Manual };
+            if passes {
+                finding.remedy.text = format!("{}; {MOMENT}", finding.remedy.text);
+            }
             finding.remedy.withheld = Some(why);
         }
     }

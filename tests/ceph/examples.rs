@@ -5,7 +5,7 @@ use crate::common::wait_until;
 use regex::Regex;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -218,40 +218,15 @@ fn what_start_prints_as_json_is_as_the_schema_says() {
 #[test]
 fn a_survey_with_mappings_is_as_the_schema_says() {
     let (node, vmid, spec) = Node::with_vm(DEFAULT);
-    let fsid = node.lab.ceph(&["fsid"]);
-    let id = node.lab.rbd_json(&["info", &spec])["id"].as_str().unwrap().to_owned();
-    for (attribute, value) in [
-        ("pool", "rbd"),
-        ("pool_ns", ""),
-        ("name", spec.split('/').nth(1).unwrap()),
-        ("current_snap", "-"),
-        ("cluster_fsid", fsid.trim()),
-        ("client_addr", "10.77.0.2:0/492268007"),
-        ("client_id", "client4324"),
-        ("image_id", id.as_str()),
-        ("config_info", "10.77.0.1:6789 name=admin,key=client.admin rbd x -"),
-        ("size", "8388608"),
-        ("features", "0x3d"),
-        ("major", "252"),
-        ("minor", "0"),
-    ] {
-        node.write(&format!("/sys/bus/rbd/devices/0/{attribute}"), &format!("{value}\n"));
-    }
+    node.mapped(&spec);
     let trashed = format!("rbd/vm-{vmid}-disk-8");
     node.image(&trashed, DEFAULT);
     node.lab.rbd(&["trash", "mv", &trashed]);
     let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
     node.append(&config, &format!("scsi8: ceph-krbd:vm-{vmid}-disk-8,ro=1\n"));
-    node.write("/dev/rbd0", "");
-    node.write("/sys/block/rbd0/ro", "0\n");
-    node.write("/sys/block/rbd0/dev", "252:0\n");
     node.write("/sys/block/rbd0/holders/dm-3/x", "");
     node.write("/sys/block/dm-3/dev", "253:3\n");
     node.write("/sys/block/dm-3/dm/name", "crypt\n");
-    node.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");
-    node.write("/proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
-    std::fs::create_dir_all(node.path("/proc/self/ns")).unwrap();
-    symlink("mnt:[1]", node.path("/proc/self/ns/mnt")).unwrap();
     let file = node.path("/survey.json");
     let ran = node.run(["check", &vmid.to_string(), "--json", "--save-survey", file.to_str().unwrap()]);
     valid("check", &ran);

@@ -169,6 +169,30 @@ fn live_writer_then_dead_writer() {
     assert_found(&node, vmid, "lock-stale", "warning", 0);
 }
 
+/// A process that looks at a disk for a moment is waited for by hand too, as the hook does.
+#[test]
+fn who_has_a_device_open_for_a_moment_is_waited_for_by_hand_too() {
+    let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    node.mapped(&spec);
+    let process = node.path("/proc/77");
+    std::fs::create_dir_all(process.join("fd")).unwrap();
+    std::fs::create_dir_all(process.join("ns")).unwrap();
+    std::fs::write(process.join("comm"), "blkid\n").unwrap();
+    std::fs::write(process.join("mountinfo"), "").unwrap();
+    std::os::unix::fs::symlink("mnt:[1]", process.join("ns/mnt")).unwrap();
+    std::os::unix::fs::symlink("/dev/rbd0", process.join("fd/3")).unwrap();
+    let report = assert_found(&node, vmid, "mapping-busy", "unsafe", 4);
+    assert_eq!(finding(&report, "mapping-busy")["remedy"]["kind"], "wait", "it stays: {report:#}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            std::fs::remove_dir_all(&process).unwrap();
+        });
+        let report = node.check(vmid);
+        assert!(!codes(&report).contains(&"mapping-busy".to_owned()), "{report:#}");
+    });
+}
+
 #[test]
 fn lock_external() {
     let (node, vmid, spec) = Node::with_vm(DEFAULT);

@@ -123,6 +123,36 @@ rbd: {id}
         self.lab.rbd(&["create", spec, "--size", "8M", "--image-feature", features]);
     }
 
+    /// The node's files are as if its kernel had an image of the pool `rbd` mapped as /dev/rbd0.
+    pub fn mapped(&self, spec: &str) {
+        let fsid = self.lab.ceph(&["fsid"]);
+        let id = self.lab.rbd_json(&["info", spec])["id"].as_str().unwrap().to_owned();
+        for (attribute, value) in [
+            ("pool", "rbd"),
+            ("pool_ns", ""),
+            ("name", spec.split('/').nth(1).unwrap()),
+            ("current_snap", "-"),
+            ("cluster_fsid", fsid.trim()),
+            ("client_addr", "10.77.0.2:0/492268007"),
+            ("client_id", "client4324"),
+            ("image_id", id.as_str()),
+            ("config_info", "10.77.0.1:6789 name=admin,key=client.admin rbd x -"),
+            ("size", "8388608"),
+            ("features", "0x3d"),
+            ("major", "252"),
+            ("minor", "0"),
+        ] {
+            self.write(&format!("/sys/bus/rbd/devices/0/{attribute}"), &format!("{value}\n"));
+        }
+        self.write("/dev/rbd0", "");
+        self.write("/sys/block/rbd0/ro", "0\n");
+        self.write("/sys/block/rbd0/dev", "252:0\n");
+        self.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");
+        self.write("/proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        std::fs::create_dir_all(self.path("/proc/self/ns")).unwrap();
+        std::os::unix::fs::symlink("mnt:[1]", self.path("/proc/self/ns/mnt")).unwrap();
+    }
+
     /// The names of an image's features.
     pub fn features(&self, spec: &str) -> Vec<String> {
         let info = self.lab.rbd_json(&["info", spec]);
