@@ -3,6 +3,7 @@
 mod clients;
 mod fsids;
 mod gather;
+mod managers;
 mod mirrors;
 mod owners;
 mod sightings;
@@ -16,6 +17,7 @@ use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
 use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageReading, Spec, Watcher};
+use crate::ceph::manager::Manager;
 use crate::kernel::blocklist::entry_of;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
@@ -137,6 +139,9 @@ pub struct DiskFacts {
     /// rbd-mirror's daemons at the image's pool; only looked for where a mirrored primary image is watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror_daemons: Option<Reading<Vec<Watcher>>>,
+    /// What the cluster's manager may be doing with the image; only looked for where somebody watches it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<Manager>,
     /// What speaks for the life of the owner of the image's lock; only looked for where it does not watch the image and
     /// nothing else tells ([`crate::diagnose::owner`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -650,6 +650,41 @@ fn rbd_mirrors_daemon_keeps_nobody_from_mapping() {
     assert_eq!((seen.changes(), seen.severity("in-use-elsewhere")), (vec![], Some(Severity::Unsafe)));
 }
 
+/// The manager flattens the image and owns its lock meanwhile: it is mapped all the same, and nothing else is changed. By its
+/// address alone it is told from a writer.
+#[test]
+fn the_managers_tasks_keep_nobody_from_mapping() {
+    let mut policy = policy("");
+    policy.map = true;
+    let mut survey = healthy();
+    facts(&mut survey)["features"] = json!(["layering", "exclusive-lock"]);
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher()] });
+    facts(&mut survey)["lock"] = json!({ "known": lock() });
+    let known = |address: &str| json!({ "known": [address] });
+    let (task, none) = (json!({ "known": "Flattening image rbd/a" }), json!({ "known": null }));
+    let mut told = |clients: &Value, task: &Value| {
+        survey["disks"][0]["manager"] = json!({ "clients": clients, "task": task });
+        let seen = see_with(&survey, &policy);
+        let maps = matches!(seen.changes()[..], [Change::Map { .. }]);
+        assert_eq!(maps, !seen.actions.is_empty(), "features stay: {:?}", seen.actions);
+        let codes = ["manager-task", "in-use-unknown", "in-use-elsewhere"];
+        (codes.into_iter().find(|code| seen.severity(code).is_some()).unwrap(), maps)
+    };
+    assert_eq!(told(&known("10.0.0.2:0/77"), &task), ("manager-task", true));
+    assert_eq!(told(&known("10.0.0.2:0/77"), &unknown()), ("manager-task", true));
+    assert_eq!(told(&known("10.0.0.2:0/78"), &task), ("in-use-elsewhere", false));
+    assert_eq!(told(&unknown(), &task), ("in-use-unknown", false));
+    assert_eq!(told(&unknown(), &none), ("in-use-elsewhere", false));
+    assert_eq!(told(&unknown(), &unknown()), ("in-use-elsewhere", false));
+    let writer = json!({ "address": "10.0.0.3:0/9", "client": 9, "cookie": 9 });
+    facts(&mut survey)["watchers"] = json!({ "known": [watcher(), writer] });
+    for clients in [known("10.0.0.2:0/77"), unknown()] {
+        survey["disks"][0]["manager"] = json!({ "clients": clients, "task": task });
+        let seen = see_with(&survey, &policy);
+        assert_eq!((seen.changes(), seen.severity("in-use-elsewhere")), (vec![], Some(Severity::Unsafe)));
+    }
+}
+
 /// What is looked for where a kernel client is dead: what maps take by default, and which `rbd` it is.
 fn set_defaults(survey: &mut Value, options: &str, release: &str) {
     survey["node"]["rbd_release"] = json!({ "known": release });

@@ -21,6 +21,7 @@ pub mod keyring;
 mod lineage;
 mod list;
 pub mod lock;
+pub mod manager;
 pub mod map_options;
 pub mod mirror;
 pub mod monitors;

@@ -157,6 +157,9 @@ codes! {
     ImageMirrored "image-mirrored" Note
         "the image is mirrored to another cluster"
         "nothing to do";
+    ManagerTask "manager-task" Note
+        "the cluster's manager is at work on the image; it is no second writer, and hands the lock over"
+        "nothing to do; `ceph rbd task list` shows its tasks";
     ParentMissing "parent-missing" Blocker
         "an ancestor of the linked clone is gone"
         "restore the parent image and its snapshot";

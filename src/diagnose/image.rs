@@ -1,6 +1,7 @@
 //! One image as the rules look at it, and what there is to say before its features and locks.
 
 use crate::action::{Action, ActionReport, Change, Target};
+use crate::ceph::alive::same_client;
 use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
 use crate::diagnose::code::{Code, Severity};
@@ -44,10 +45,13 @@ pub struct Image<'a> {
     pub mapped: Reading<Vec<Mapping>>,
     /// Why nothing may be changed on it; `None` if it may.
     pub forbidden: Option<String>,
-    /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that.
+    /// Why it may not be mapped; `None` if it may. rbd-mirror's daemon at a primary image does not keep it from that, nor does the
+    /// cluster's manager.
     map_forbidden: Option<String>,
     /// Watchers that are rbd-mirror's, copy the image to another cluster and write nothing to it.
     pub mirror_daemons: Vec<Watcher>,
+    /// Watchers that are the cluster's manager, which hands the lock over.
+    pub managers: Vec<Watcher>,
     /// Why nothing may be done for its guest, whatever the image; `None` if it may.
     pub guest_forbidden: Option<String>,
     /// How its changes reach it.
@@ -63,11 +67,13 @@ impl<'a> Image<'a> {
         let mapped = survey.mapped(disk);
         let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
         let mirror_daemons = mirror_daemons(disk, facts);
+        let managers = managers(disk, facts);
+        let harmless = [&mirror_daemons[..], &managers].concat();
         let forbids = |harmless: &[Watcher]| {
             let by_guest = guest_forbidden.clone();
             by_guest.or_else(|| image_forbids(survey, disk, facts, &mapped, harmless))
         };
-        let (forbidden, map_forbidden) = (forbids(&[]), forbids(&mirror_daemons));
+        let (forbidden, map_forbidden) = (forbids(&[]), forbids(&harmless));
         let target = Target {
             storage: storage.section.id.clone(),
             fsid: survey.cluster_of(disk)?.known()?.fsid.clone(),
@@ -86,6 +92,7 @@ impl<'a> Image<'a> {
             forbidden,
             map_forbidden,
             mirror_daemons,
+            managers,
             guest_forbidden,
             target,
             scope: policy.scope,
@@ -126,6 +133,7 @@ impl<'a> Image<'a> {
             forbidden,
             map_forbidden: self.map_forbidden.clone(),
             mirror_daemons: self.mirror_daemons.clone(),
+            managers: self.managers.clone(),
             guest_forbidden: self.guest_forbidden.clone(),
             spec: self.spec.clone(),
             settings: self.settings.clone(),
@@ -280,6 +288,15 @@ fn mirror_daemons(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
     watchers.filter(|watcher| !lock::owns_lock(facts, watcher)).cloned().collect()
 }
 
+/// The cluster's manager among those who watch an image, by the address that the monitors have of its clients.
+fn managers(disk: &DiskFacts, facts: &ImageFacts) -> Vec<Watcher> {
+    let clients = disk.manager.as_ref().and_then(|manager| manager.clients.known());
+    let is_one = |watcher: &&Watcher| {
+        clients.is_some_and(|clients| clients.iter().any(|client| same_client(client, &watcher.address)))
+    };
+    facts.watchers.known().into_iter().flatten().filter(is_one).cloned().collect()
+}
+
 /// How often a change is tried at most that fails with this errno. Ceph may answer 22 or 110 once for no good
 /// reason (Ceph PR 66581; a watcher that is dying), and a map that got no answer may get one the next time.
 fn tries(action: &Action, errno: Option<i32>) -> usize {
@@ -369,6 +386,7 @@ pub fn findings(image: &Image) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(unread(image));
     findings.extend(mirroring(image));
+    findings.extend(manager(image));
     findings.extend(migration(image));
     findings
 }
@@ -421,6 +439,19 @@ fn mirroring(image: &Image) -> Option<Finding> {
     } else {
         finding
     })
+}
+
+/// The cluster's manager is at the image.
+fn manager(image: &Image) -> Option<Finding> {
+    let watcher = image.managers.first()?;
+    let task = image.disk.manager.as_ref().and_then(|manager| manager.task.known()?.as_deref());
+    let detail = format!(
+        "client.{} at {}: {}",
+        watcher.client,
+        watcher.address,
+        task.unwrap_or("none of its tasks names the image, so most likely a snapshot of a schedule")
+    );
+    Some(Finding::new(Code::ManagerTask, detail).remedy(RemedyKind::None, Code::ManagerTask.remedy()))
 }
 
 /// The kernel maps no image under migration; librbd opens one that is prepared.

@@ -42,7 +42,8 @@ fn in_use(image: &Image) -> Option<Finding> {
         Reading::Unknown(failure) => return Some(Finding::new(Code::InUseUnknown, failure.to_string())),
     };
     let own = image.mapped.known().map_or(&[][..], Vec::as_slice);
-    let harmless = |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w);
+    let harmless =
+        |w: &Watcher| is_own(w, own) || image.mirror_daemons.contains(w) || image.managers.contains(w);
     let others: Vec<&Watcher> = watchers.iter().filter(|w| !harmless(w)).collect();
     if others.is_empty() {
         return None;
@@ -53,6 +54,9 @@ fn in_use(image: &Image) -> Option<Finding> {
             "{detail}: the image is mirrored, and whether that is rbd-mirror is not known: {failure}"
         );
         return Some(Finding::new(Code::InUseUnknown, detail));
+    }
+    if let Some(why) = perhaps_the_manager(image, &others) {
+        return Some(Finding::new(Code::InUseUnknown, format!("{detail}: {why}")));
     }
     let blocklist = blocklist_of(image.survey, image.disk);
     let dead = |w: &&Watcher| blocklist.is_some_and(|list| entry_of(&w.address, list).is_some());
@@ -82,6 +86,19 @@ fn found_and_stopped(image: &Image, others: &[&Watcher]) -> String {
         );
     }
     text
+}
+
+/// The manager has a task for the image, and whether the only one who has it open is the manager is not known. Where nothing
+/// names the image it is somebody else.
+fn perhaps_the_manager(image: &Image, others: &[&Watcher]) -> Option<String> {
+    let manager = image.disk.manager.as_ref()?;
+    let failure = manager.clients.failure()?;
+    let task = manager.task.known()?.as_deref()?;
+    (others.len() == 1).then(|| {
+        format!(
+            "the cluster's manager has a task for it ({task}), and whether that is it is not known: {failure}"
+        )
+    })
 }
 
 /// `client.4127 at 10.0.0.2:0/77 (node pve2, with guest 516), it owns the exclusive lock`.

@@ -22,7 +22,8 @@ use crate::reading::{Failure, Reading};
 use crate::root::Root;
 use crate::survey::fsids::Fsids;
 use crate::survey::{
-    DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE, clients, mirrors, owners,
+    DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE, clients, managers, mirrors,
+    owners,
 };
 use crate::{clock, kernel};
 use anyhow::{Context, Result};
@@ -185,6 +186,7 @@ impl Look<'_> {
         look_at_mappings(root, &named, &mut surveys);
         clients::look(&mut surveys, self.limit);
         mirrors::look(&mut surveys, self.limit);
+        managers::look(root, &mut surveys, self.limit);
         owners::look(root, self.config, &fsids, &mut surveys, self.search_limit);
         let (places, programs) = (OnceCell::new(), OnceCell::new());
         for survey in &mut surveys {
@@ -211,6 +213,7 @@ impl Look<'_> {
             map_options: None,
             lock_owner: None,
             mirror_daemons: None,
+            manager: None,
         });
         disks.collect()
     }

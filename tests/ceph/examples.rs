@@ -107,7 +107,7 @@ fn closed(mut schema: Value) -> Value {
 }
 
 /// What is wrong with an instance by a schema file's definition, or by the file itself: nothing, or a line each.
-fn faults(file: &str, definition: &str, instance: &Value) -> String {
+pub fn faults(file: &str, definition: &str, instance: &Value) -> String {
     const VALIDATE: &str = "
 import json, sys, jsonschema
 given = json.load(sys.stdin)

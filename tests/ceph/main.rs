@@ -21,6 +21,7 @@ mod hook;
 mod hostile;
 mod keys;
 mod look;
+mod manager;
 mod many;
 mod mirror;
 mod names;
