@@ -6,15 +6,16 @@
 //! client.admin, and not to `profile rbd`. Its tasks are kept in each pool's object `rbd_task`, which every user of the pool may
 //! read (`src/pybind/mgr/rbd_support/task.py`, `RBD_TASK_OID`). Seen on 16.2.15.
 
-use crate::ceph::alive::bare_address;
-use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::Cluster;
 use crate::ceph::caps::admin;
 use crate::ceph::connect::connect;
-use crate::process::{Command, Runner, Status, System};
+use crate::ceph::deadline;
+use crate::ceph::deadline::Wanted;
+use crate::ceph::ffi::Cluster;
 use crate::pve::connection::{Connection, arguments};
+use crate::rbd::lock::bare_address;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::process::{Command, Runner, Status, System};
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub fn read_clients(root: &Root, connection: &Connection, limit: Duration) -> Re
     let work = move |tell: &Sender<_>, _: &Wanted| {
         let _ = tell.send(clients(&own, admin.as_ref(), limit));
     };
-    match background::run(limit, work, |clients| found = Some(clients)) {
+    match deadline::run(limit, work, |clients| found = Some(clients)) {
         Ok(_) => found.unwrap_or_else(|| Err(Failure::late("ask the monitors: mgr dump"))).into(),
         Err(failure) => Reading::Unknown(failure),
     }

@@ -4,7 +4,7 @@
 //! what its command line says.
 
 use crate::kernel::holders::{Process, process};
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::fs;
 
 /// How many are named where none of them can be told from the others.
