@@ -19,8 +19,9 @@ use model::Locker;
 use rbd_preflight::ceph::image::ImageReading;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
+use rbd_preflight::diagnose::stops::is_sure;
 use rbd_preflight::diagnose::verdict::{Verdict, stops_start, verdict};
-use rbd_preflight::finding_codes::Severity;
+use rbd_preflight::finding_codes::{Code, Severity};
 use rbd_preflight::observe::survey::Survey;
 use rbd_preflight::plan::order::plan;
 use rbd_preflight::pve::guest::Access;
@@ -31,6 +32,7 @@ use rbd_preflight::settings::policy::Policy;
 use serde_json::json;
 use state::{Caps, Context, Guest, Map, Mapped, Migration, Mirror, Neighbour, Owner, State, Watchers};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const CONTEXTS: [Context; 6] = [
     Context::ByHand,
@@ -92,9 +94,12 @@ fn feature_sets() -> Vec<(Features, Map)> {
 /// Every image and who is at it, of a guest that may be changed, by hand, without a kernel.
 fn images() -> Vec<State> {
     use Watchers::{
-        Blocklisted, Daemon, DaemonAndOther, Nobody, Other, Own, OwnAndOther, PerhapsDaemon, Unknown,
+        Blocklisted, Daemon, DaemonAndOther, Manager, ManagerAndOther, Nobody, Other, Own, OwnAndOther,
+        PerhapsDaemon, PerhapsManager, Unknown,
     };
     let any = [Nobody, Own, OwnAndOther, Other, Blocklisted, Unknown, Daemon, DaemonAndOther, PerhapsDaemon];
+    // Where the lock alone decides it does not matter who is beside a daemon.
+    let fewer = &any[..7];
     let plain = State {
         features: Features::NONE,
         map: Map::Valid,
@@ -123,9 +128,10 @@ fn images() -> Vec<State> {
     [
         watched(Locker::Nobody, &any),
         // A live owner is one that is seen to watch.
-        watched(Locker::Live, &[Own, OwnAndOther, Other, Blocklisted]),
-        watched(Locker::ByHand, &any),
-        watched(Locker::Unknown, &any),
+        watched(Locker::Live, &[Own, OwnAndOther, Other, Blocklisted, Manager]),
+        watched(Locker::Nobody, &[Manager, ManagerAndOther, PerhapsManager]),
+        watched(Locker::ByHand, fewer),
+        watched(Locker::Unknown, fewer),
         vary(&may_break, &[Caps::MayNot, Caps::UnreadMay, Caps::UnreadMayNot], |s, caps| s.caps = caps),
         vary(&may_break, &LIVES, |s, owner| s.owner = owner),
         dead,
@@ -350,7 +356,7 @@ fn with_twin(survey: &Survey, fsid: &str, id: &str, planned: &[Action]) -> Surve
 fn another_image_of_the_same_name_changes_nothing() {
     let policies = CONTEXTS.map(Context::policy);
     let mut plans = 0;
-    for state in images().into_iter().step_by(7).flat_map(everywhere) {
+    for state in images().into_iter().step_by(11).flat_map(everywhere) {
         // The time for rebuilds is one for all images.
         let policy = &Policy { rebuild_budget: None, ..policies[state.context as usize].clone() };
         let survey = state.survey(&[]);
@@ -425,6 +431,45 @@ fn a_start_that_is_certain_to_be_refused_changes_nothing() {
         }
     }
     assert!(held > 1000 && by_hand > 1000, "{held} {by_hand}");
+}
+
+/// What a run could not do for reasons of its own (its journal, another run, its time), and rebuilds that there is no time
+/// for, are no reason against a start; and what still stops one rests on what was read.
+#[test]
+fn what_was_withheld_busy_or_out_of_time_stops_nothing() {
+    let policies = CONTEXTS.map(Context::policy);
+    let stopping = |survey: &Survey, findings: &[Finding]| -> Vec<Code> {
+        let stopping = findings.iter().filter(|finding| finding.severity >= Severity::Blocker);
+        stopping.inspect(|finding| assert!(is_sure(survey, finding), "{finding:?}")).map(|f| f.code).collect()
+    };
+    let (mut withheld, mut left) = (0, 0);
+    for state in images().into_iter().step_by(13).flat_map(everywhere) {
+        let policy = &policies[state.context as usize];
+        let survey = state.survey(&[]);
+        let findings = diagnose(&survey, policy);
+        let (planned, stops) = (plan(&findings, policy), stopping(&survey, &findings));
+        let why = || "no".to_owned();
+        for result in [ActionResult::Withheld { why: why() }, ActionResult::Busy { why: why() }] {
+            let thrice = planned.iter().chain(&planned).chain(&planned);
+            let history: Vec<ActionReport> =
+                thrice.map(|action| ActionReport::new(action.clone(), result.clone())).collect();
+            let later = state.survey(&history);
+            let findings = diagnose(&later, policy);
+            assert_told(&state, &findings);
+            let now = stopping(&later, &findings);
+            assert!(now.iter().all(|code| stops.contains(code)), "{now:?} {stops:?} {result:?} {state:?}");
+            withheld += history.len();
+        }
+        let spent = Policy { rebuild_budget: Some(Duration::ZERO), ..policy.clone() };
+        let findings = diagnose(&survey, &spent);
+        let now = stopping(&survey, &findings);
+        assert!(now.iter().all(|code| stops.contains(code)), "{now:?} {stops:?} {state:?}");
+        let cut = plan(&findings, &spent);
+        assert!(!cut.iter().any(Action::may_take_long), "{cut:?} {state:?}");
+        settle(state, &spent);
+        left += planned.iter().filter(|action| action.may_take_long()).count();
+    }
+    assert!(withheld > 1000 && left > 20, "{withheld} {left}");
 }
 
 /// Another guest's image on a dead kernel client, seen from every place and by every guest.

@@ -4,6 +4,7 @@
 use crate::model::{Image, Locker, OK};
 use rbd_preflight::ceph::caps::Caps as Granted;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Mirroring};
+use rbd_preflight::ceph::manager::Manager;
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::holders::{Holder, Process};
 use rbd_preflight::observe::survey::{MappingUsers, OwnerLook, Survey};
@@ -41,6 +42,11 @@ pub enum Watchers {
     DaemonAndOther,
     /// Somebody, and whether it is rbd-mirror could not be found out.
     PerhapsDaemon,
+    /// The cluster's manager, which is at work on the image.
+    Manager,
+    ManagerAndOther,
+    /// The manager has a task for the image, and whether that is it could not be found out.
+    PerhapsManager,
     Unknown,
 }
 
@@ -230,6 +236,7 @@ const OWN_DEAD: (&str, u64) = ("10.0.0.1:0/5", 5);
 const OWN_OTHER: (&str, u64) = ("10.0.0.1:0/9", 9);
 const OTHER: (&str, u64) = ("10.0.0.2:0/7", 7);
 const DAEMON: (&str, u64) = ("10.0.9.1:0/4", 4);
+const MANAGER: (&str, u64) = ("10.0.0.3:0/3", 3);
 const BLOCKLISTED: (&str, u64) = ("10.0.0.2:0/8", 8);
 
 fn watcher((address, client): (&str, u64)) -> Watcher {
@@ -301,6 +308,14 @@ impl State {
             Watchers::PerhapsDaemon => Some(unknown()),
             _ => None,
         };
+        let task = Reading::Known(Some("Flattening image rbd/vm-516-disk-0".to_owned()));
+        survey.disks[0].manager = match self.watchers {
+            Watchers::Manager | Watchers::ManagerAndOther => {
+                Some(Manager { clients: Reading::Known(vec![MANAGER.0.to_owned()]), task })
+            }
+            Watchers::PerhapsManager => Some(Manager { clients: unknown(), task }),
+            _ => None,
+        };
         let Some(ImageReading::Found(facts)) = &mut survey.disks[0].reading else { panic!() };
         self.paint_image(facts);
         survey
@@ -369,13 +384,24 @@ impl State {
             }
         };
         survey.disks[0].linked_device = Some("rbd0".into());
-        let process = Process { pid: 1, command: "dd".into(), guest: None };
-        let holder = Holder::Process { device: "rbd0".into(), process };
-        let holders = Reading::Known(if busy { vec![holder] } else { Vec::new() });
+        let holders = Reading::Known(if busy { vec![self.holder()] } else { Vec::new() });
         survey
             .node
             .mapping_users
             .insert(0, MappingUsers { holders, guests: BTreeMap::new(), locked: self.locked() });
+    }
+
+    /// What has the device open: for a moment, for as long as a guest runs, or until somebody takes it away.
+    fn holder(&self) -> Holder {
+        let device = || "rbd0".to_owned();
+        let process = |guest| Process { pid: 1, command: "dd".into(), guest };
+        match self.word(["passes", "guest's", "mounted", "swap", "built on"]).as_str() {
+            "passes" => Holder::Process { device: device(), process: process(None) },
+            "guest's" => Holder::Process { device: device(), process: process(Some(600)) },
+            "mounted" => Holder::Mount { device: device(), at: "/mnt".into(), seen_by: None },
+            "swap" => Holder::Swap { device: device() },
+            _ => Holder::Block { device: "dm-3".into(), name: Some("vg-root".into()) },
+        }
     }
 
     /// The mapping with the image that it is of.
@@ -456,11 +482,14 @@ impl State {
             Watchers::Blocklisted => Reading::Known(vec![watcher(BLOCKLISTED)]),
             Watchers::Daemon | Watchers::PerhapsDaemon => Reading::Known(vec![watcher(DAEMON)]),
             Watchers::DaemonAndOther => Reading::Known(vec![watcher(DAEMON), watcher(OTHER)]),
+            Watchers::Manager | Watchers::PerhapsManager => Reading::Known(vec![watcher(MANAGER)]),
+            Watchers::ManagerAndOther => Reading::Known(vec![watcher(MANAGER), watcher(OTHER)]),
             Watchers::Unknown => unknown(),
         };
         let live = match self.watchers {
             Watchers::Own | Watchers::OwnAndOther => own,
             Watchers::Blocklisted => BLOCKLISTED,
+            Watchers::Manager => MANAGER,
             _ => OTHER,
         };
         let internal = |lockers| Lock { tag: "internal".into(), exclusive: true, lockers };
@@ -525,9 +554,13 @@ impl State {
         matches!(self.owner, Owner::Gone | Owner::FirstLook)
     }
 
-    /// Nobody has it open but rbd-mirror, which keeps nobody from mapping it.
+    /// Nobody has it open but rbd-mirror, which keeps nobody from mapping it, or the manager, which may own its lock too.
     fn only_copied(&self) -> bool {
-        self.watchers == Watchers::Daemon && matches!(self.locker, Locker::Nobody | Locker::Dead)
+        match self.watchers {
+            Watchers::Daemon => matches!(self.locker, Locker::Nobody | Locker::Dead),
+            Watchers::Manager => matches!(self.locker, Locker::Nobody | Locker::Live),
+            _ => false,
+        }
     }
 
     /// What the rules of the design say of a change in this state; the reason if it is forbidden.

@@ -45,6 +45,23 @@ fn a_map_that_never_ends() {
     });
 }
 
+/// The hook's time counts from its beginning: a `modprobe` that hangs is within it, and says nothing of the module.
+#[test]
+fn a_modprobe_that_never_ends() {
+    on_the_kernel(|kernel| {
+        let node = kernel.node(1);
+        let (vmid, _) = node.guest_with(&[(KRBD, DEFAULT)]);
+        node.must("modprobe -r rbd");
+        node.stand_in("modprobe", "exec sleep 98765");
+        node.put("/etc/rbd-preflight/config.yaml", "deadline: 5\n");
+        let ran = node.run(&format!("{WITH_STAND_IN} rbd-preflight hook {vmid} pre-start"));
+        node.must("modprobe rbd");
+        assert_eq!(ran.code, 0, "{ran:#?}");
+        assert!(ran.stderr.contains("gave up after") && ran.took < Duration::from_secs(17), "{ran:#?}");
+        assert_eq!(node.left_running(), "");
+    });
+}
+
 /// The cluster stands still in the middle of a map.
 #[test]
 fn the_cluster_stops_in_the_middle_of_a_map() {

@@ -58,7 +58,7 @@ fn healthy() {
 /// `RBD_PREFLIGHT_STARTS` says how many; each is a map of disks that were not mapped, with all that udev makes of it.
 #[test]
 fn first_starts_in_a_row() {
-    let starts = std::env::var("RBD_PREFLIGHT_STARTS").map_or(4, |starts| starts.parse().unwrap());
+    let starts = std::env::var("RBD_PREFLIGHT_STARTS").map_or(20, |starts| starts.parse().unwrap());
     on_the_kernel(|kernel| {
         let node = kernel.node(1);
         let vmid = kernel.new_vmid();
