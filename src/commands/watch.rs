@@ -29,6 +29,9 @@ const WAITING: usize = 1000;
 /// How long lines are gathered: what kills a client writes dozens at once.
 const GATHER: Duration = Duration::from_millis(250);
 
+/// A way to a cluster, with its connection, or why there is none.
+type Way = Result<(Connection, Kept), Failure>;
+
 /// What the watcher waits for.
 enum Input {
     Kernel(Heard),
@@ -80,7 +83,7 @@ struct Watcher {
     plain: bool,
     watch: Watch,
     /// A connection for each way to reach a cluster, by the words for it.
-    kept: BTreeMap<String, Result<(Connection, Kept), Failure>>,
+    kept: BTreeMap<String, Way>,
     /// The settings as they were last understood.
     settings: Option<Settings>,
     metrics: Option<Metrics>,
@@ -175,7 +178,7 @@ impl Watcher {
     fn ask_clusters(&self) -> Vec<ClusterLook> {
         let general = self.settings.clone().unwrap_or_default().for_guest(0, std::iter::empty::<&str>());
         let limit = general.connect_timeout;
-        let asks: Vec<(&String, &Result<(Connection, Kept), Failure>, Vec<Ask>)> =
+        let asks: Vec<(&String, &Way, Vec<Ask>)> =
             self.kept.iter().map(|(place, kept)| (place, kept, self.watch.asks(place))).collect();
         thread::scope(|scope| {
             let asked = asks.iter().map(|(place, kept, asks)| {
