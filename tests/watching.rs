@@ -368,7 +368,7 @@ fn few_images_are_asked_for_at_a_time_and_all_get_their_turn() {
     let disks: Vec<Disk> = (1000..1100).map(|vmid| disk(vmid, Access::Librbd)).collect();
     play.node(0, node(&disks, &[]));
     let (mut seen, mut most) = (BTreeSet::new(), 0);
-    for look in 0..60 {
+    for look in 0..120 {
         let asked: Vec<String> = play.asked();
         most = most.max(asked.len());
         let watchers = asked.iter().map(|name| {
@@ -379,11 +379,11 @@ fn few_images_are_asked_for_at_a_time_and_all_get_their_turn() {
             ClusterLook { cluster, answer: Reading::Known(Answer { watchers: watchers.collect(), ..said }) };
         assert!(play.clusters(look * 30, look_at).is_empty());
         if look > 5 {
-            assert_eq!(asked.len(), 2, "without a reason only two in turn");
+            assert_eq!(asked.len(), 1, "without a reason only one, in turn");
             seen.extend(asked);
         }
     }
-    assert!(most <= 34, "{most} at once");
+    assert!(most <= 33, "{most} at once");
     assert_eq!(seen.len(), 100, "every image has had its turn");
 }
 

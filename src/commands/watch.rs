@@ -5,7 +5,7 @@ use crate::cli::Watch as Options;
 use crate::clock;
 use crate::commands::session::settings;
 use crate::exit::Exit;
-use crate::kernel::follow::{self, Heard};
+use crate::kernel::follow::{Follower, Heard};
 use crate::pve::connection::Connection;
 use crate::pve::node::node_name;
 use crate::reading::{Failure, Origin, Reading};
@@ -38,7 +38,7 @@ enum Input {
     Stop,
 }
 
-/// Watches until it is told to stop (SIGTERM, SIGINT).
+/// Watches until it is told to stop (SIGTERM, SIGINT, SIGHUP).
 pub fn run(root: &Root, options: &Options) -> Result<Exit> {
     let (tell, told) = sync_channel(WAITING);
     let stop = tell.clone();
@@ -57,11 +57,13 @@ pub fn run(root: &Root, options: &Options) -> Result<Exit> {
         metrics,
     };
     watcher.follow(&told, every);
-    Ok(Exit::Ready)
+    watcher.metrics = None;
+    // Closing a connection to a cluster that is silent takes as long as Ceph likes.
+    Exit::Ready.leave()
 }
 
 fn wait_for_the_end(stop: impl FnOnce() + Send + 'static) -> Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().context("cannot set signals aside")?;
     thread::spawn(move || {
         let _ = signals.wait();
@@ -70,10 +72,19 @@ fn wait_for_the_end(stop: impl FnOnce() + Send + 'static) -> Result<()> {
     Ok(())
 }
 
+/// Hears the kernel from now on. Where that ends, by a fault of ours, the watcher ends: its unit starts it again.
 fn listen(root: &Root, tell: SyncSender<Input>) {
-    let root = root.clone();
-    let hear = move |heard| tell.send(Input::Kernel(heard)).is_ok();
-    thread::spawn(move || follow::follow(&root, hear));
+    struct Deaf(SyncSender<Input>);
+    impl Drop for Deaf {
+        fn drop(&mut self) {
+            let _ = self.0.send(Input::Stop);
+        }
+    }
+    let follower = Follower::new(root);
+    thread::spawn(move || {
+        let deaf = Deaf(tell);
+        follower.follow(|heard| deaf.0.send(Input::Kernel(heard)).is_ok());
+    });
 }
 
 struct Watcher {
@@ -171,6 +182,9 @@ impl Watcher {
                 }),
             };
             self.kept.insert(place, kept);
+        }
+        if !before.is_empty() {
+            thread::spawn(move || drop(before));
         }
     }
 
