@@ -171,6 +171,26 @@ fn a_dead_kernel_client_is_told_with_every_guest_on_it_and_once() {
     );
 }
 
+/// The kernel gives an address to another client one day.
+#[test]
+fn a_client_that_nothing_uses_any_more_is_forgotten() {
+    let mut play = Play::krbd();
+    assert_eq!(play.clusters(30, answer(&[KERNEL], &[])), ["disk-dead 516", "client-dead 516"]);
+    assert_eq!(play.node(40, node(&[], &[])).len(), 2);
+    assert!(play.node(4000, node(&[disk(516, Access::Krbd)], &[mapping(0, 516, KERNEL)])).is_empty());
+}
+
+#[test]
+fn a_client_that_watches_and_is_not_on_the_list_lives() {
+    let mut play = Play::krbd();
+    assert_eq!(
+        play.clusters(30, answer(&[KERNEL], &[(516, &[KERNEL])])),
+        ["disk-dead 516", "client-dead 516"]
+    );
+    let expected = ["over disk-dead 516", "over client-dead 516"];
+    assert_eq!(play.clusters(60, answer(&[], &[(516, &[KERNEL])])), expected);
+}
+
 #[test]
 fn the_kernels_own_word_is_enough_and_holds_for_every_disk_of_the_client() {
     let mut play = Play::default();

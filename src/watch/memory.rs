@@ -106,11 +106,11 @@ impl Memory {
         if self.sysfs.is_none() {
             self.devices.retain(|device, _| mapped.contains(device));
         }
-        self.forget_fenced();
         match look.guests {
             Reading::Known(guests) => self.take_guests(guests),
             Reading::Unknown(failure) => self.pve = Some(failure),
         }
+        self.forget_fenced();
     }
 
     fn take_guests(&mut self, guests: Guests) {
@@ -206,6 +206,13 @@ impl Memory {
         // A QEMU that was started again watches beside what the one before has left.
         let alive = ours.iter().find(|address| !self.fenced.contains_key(**address));
         let ours = alive.or(ours.first()).map(|address| (*address).to_owned());
+        // Who watches, and is not on the list now, lives.
+        let listed = |address: &String| {
+            self.clusters.get(cluster).is_some_and(|cluster| entry_of(address, &cluster.blocklist).is_some())
+        };
+        if let Some(address) = ours.as_ref().filter(|address| !listed(address)) {
+            self.fenced.remove(address);
+        }
         let seen = self.images.entry((cluster.to_owned(), image)).or_default();
         seen.asked = Some(now);
         seen.missing_since = match ours {
