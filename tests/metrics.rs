@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
 use rbd_preflight::diagnose::diagnose;
-use rbd_preflight::policy::Policy;
+use rbd_preflight::observe::survey::Survey;
 use rbd_preflight::report::{GuestReport, prometheus, watch};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::Survey;
+use rbd_preflight::settings::policy::Policy;
 use rbd_preflight::watch::code::Code;
 use rbd_preflight::watch::trouble::Trouble;
 use regex::Regex;

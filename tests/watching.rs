@@ -481,7 +481,7 @@ fn the_watcher_names_nothing_that_changes_anything() {
         for word in [
             "act::",
             "crate::act",
-            "crate::process",
+            "crate::sys::process",
             "open_for_writing",
             "acquire_lock",
             "Runner",

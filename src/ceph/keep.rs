@@ -1,13 +1,14 @@
 //! A connection that is kept: who looks every half minute does not log in anew each time.
 
-use crate::ceph::alive::bare_address;
-use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Cluster, Errno};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::connect::{connect, place};
+use crate::ceph::deadline;
+use crate::ceph::deadline::Wanted;
+use crate::ceph::ffi::{Cluster, Errno};
 use crate::ceph::image::{Spec, Watcher};
 use crate::ceph::monitors::{read_blocklist, read_own_addresses};
 use crate::pve::connection::Connection;
+use crate::rbd::lock::bare_address;
 use crate::reading::{Failure, Reading};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,7 +94,7 @@ impl Kept {
                 }
             }
         };
-        if let Err(failure) = background::run(deadline, work, hear) {
+        if let Err(failure) = deadline::run(deadline, work, hear) {
             put_back(&self.session, None);
             return Reading::Unknown(failure);
         }

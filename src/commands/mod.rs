@@ -20,10 +20,11 @@ mod confirm;
 mod defaults;
 mod disks;
 mod doctor;
-mod fleet;
 mod history;
 mod hook;
+mod live;
 mod logging;
+mod many_guests;
 mod quorum;
 mod repair;
 mod session;
@@ -31,11 +32,10 @@ mod snippet;
 mod start;
 mod undo;
 mod watch;
-mod world;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::fmt;
 use std::io::{self, Write as _};
 

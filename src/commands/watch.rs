@@ -2,17 +2,18 @@
 
 use crate::ceph::keep::{Ask, Kept};
 use crate::cli::Watch as Options;
-use crate::clock;
 use crate::commands::session::settings;
 use crate::exit::Exit;
 use crate::kernel::follow::{Follower, Heard};
+use crate::observe::running;
+use crate::observe::running::Running;
 use crate::pve::connection::Connection;
 use crate::pve::node::node_name;
 use crate::reading::{Failure, Origin, Reading};
 use crate::report::{json, watch as report};
-use crate::root::Root;
 use crate::settings::Settings;
-use crate::survey::running::{self, Running};
+use crate::sys::root::Root;
+use crate::sys::time;
 use crate::watch::Watch;
 use crate::watch::seen::ClusterLook;
 use crate::watch::trouble::Event;
@@ -125,7 +126,7 @@ impl Watcher {
     /// What the kernel said, on what is mapped now: a device may be newer than the last look.
     fn hear(&mut self, heard: &[Heard]) {
         self.look_at_node();
-        let now = clock::since_boot();
+        let now = time::since_boot();
         for one in heard {
             let events = match one {
                 Heard::Line(line) => self.watch.lines(now, std::slice::from_ref(line)),
@@ -140,10 +141,10 @@ impl Watcher {
     fn look(&mut self) {
         self.look_at_node();
         let looks = self.ask_clusters();
-        let events = self.watch.clusters(clock::since_boot(), looks);
+        let events = self.watch.clusters(time::since_boot(), looks);
         self.tell(&events);
         if let Some(metrics) = &mut self.metrics {
-            metrics.looked_at = clock::now().as_secs();
+            metrics.looked_at = time::now().as_secs();
         }
         self.write_metrics();
     }
@@ -154,7 +155,7 @@ impl Watcher {
         if let Some(clusters) = clusters {
             self.keep(clusters);
         }
-        let events = self.watch.node(clock::since_boot(), look);
+        let events = self.watch.node(time::since_boot(), look);
         self.tell(&events);
     }
 
@@ -218,7 +219,7 @@ impl Watcher {
             let line = report::line(event);
             to_journal(event, &line);
             if self.json {
-                outln!("{}", json::in_one_line(&report::json(event, clock::now().as_secs())));
+                outln!("{}", json::in_one_line(&report::json(event, time::now().as_secs())));
             } else if self.plain {
                 outln!("{line}");
             }

@@ -3,7 +3,7 @@
 use crate::kernel::kmsg::{self, Mark};
 use crate::kernel::messages::{self, KernelLine};
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use anyhow::Error;
 use std::thread;
 use std::time::Duration;

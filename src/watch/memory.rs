@@ -1,13 +1,13 @@
 //! What was last known. What cannot be read now is as it was.
 
 use crate::ceph::cluster::BlocklistEntry;
-use crate::ceph::identity::ImageIdentity;
 use crate::ceph::image::{Spec, Watcher};
 use crate::ceph::keep::Answer;
 use crate::kernel::Mapping;
-use crate::kernel::blocklist::{entry_of, host_of};
 use crate::kernel::messages::{About, KernelLine, KernelMessage as M};
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::{entry_of, host_of};
+use crate::rbd::identity::ImageIdentity;
 use crate::reading::{Failure, Reading};
 use crate::watch::seen::{ClusterLook, Disk, Guests, NodeLook};
 use nix::libc::ESHUTDOWN;

@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(2);
 /// When to look again at a watch that is missing: krbd takes a lost one again every ten seconds (`RBD_RETRY_DELAY`).
 const AGAIN: Duration = Duration::from_secs(11);
 
-/// What is known, and what was told of it. Every `now` is a time that only goes forward ([`crate::clock::since_boot`]).
+/// What is known, and what was told of it. Every `now` is a time that only goes forward ([`crate::sys::time::since_boot`]).
 #[derive(Debug, Default)]
 pub struct Watch {
     memory: Memory,

@@ -2,8 +2,8 @@
 
 use crate::ceph::cluster::BlocklistEntry;
 use crate::kernel::Mapping;
-use crate::kernel::blocklist::{entry_of, host_of};
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::{entry_of, host_of};
 use crate::reading::{Failure, Origin};
 use crate::watch::code::Code;
 use crate::watch::memory::{Cluster, Memory};
