@@ -16,6 +16,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+const ESHUTDOWN: Errno = 108;
 const ETIMEDOUT: Errno = 110;
 
 /// An image whose watchers are wanted.
@@ -159,10 +160,13 @@ fn work(
             return None;
         }
         let watchers = watchers(&cluster, ask);
-        whole &= watchers.failure().is_none_or(|failure| failure.errno != Some(ETIMEDOUT));
+        let errno = watchers.failure().and_then(|failure| failure.errno);
+        whole &= errno != Some(ETIMEDOUT) && errno != Some(ESHUTDOWN);
         let _ = tell.send(News::Watchers(index, watchers));
         if !whole {
-            break; // the OSDs are silent; the next image would cost as long again
+            // The OSDs are silent, and the next image would cost as long again; or they refuse this client, which is on the
+            // blocklist, and will refuse it for ever.
+            break;
         }
     }
     whole.then_some(cluster)

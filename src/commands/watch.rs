@@ -3,7 +3,7 @@
 use crate::ceph::keep::{Ask, Kept};
 use crate::cli::Watch as Options;
 use crate::exit::Exit;
-use crate::kernel::follow::{self, Heard};
+use crate::kernel::follow::{Follower, Heard};
 use crate::observe::running;
 use crate::observe::running::Running;
 use crate::pve::connection::Connection;
@@ -29,13 +29,16 @@ const WAITING: usize = 1000;
 /// How long lines are gathered: what kills a client writes dozens at once.
 const GATHER: Duration = Duration::from_millis(250);
 
+/// A way to a cluster, with its connection, or why there is none.
+type Way = Result<(Connection, Kept), Failure>;
+
 /// What the watcher waits for.
 enum Input {
     Kernel(Heard),
     Stop,
 }
 
-/// Watches until it is told to stop (SIGTERM, SIGINT).
+/// Watches until it is told to stop (SIGTERM, SIGINT, SIGHUP).
 pub fn run(root: &Root, options: &Options) -> Result<Exit> {
     let (tell, told) = sync_channel(WAITING);
     let stop = tell.clone();
@@ -54,11 +57,13 @@ pub fn run(root: &Root, options: &Options) -> Result<Exit> {
         metrics,
     };
     watcher.follow(&told, every);
-    Ok(Exit::Ready)
+    watcher.metrics = None;
+    // Closing a connection to a cluster that is silent takes as long as Ceph likes.
+    Exit::Ready.leave()
 }
 
 fn wait_for_the_end(stop: impl FnOnce() + Send + 'static) -> Result<()> {
-    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().context("cannot set signals aside")?;
     thread::spawn(move || {
         let _ = signals.wait();
@@ -67,10 +72,19 @@ fn wait_for_the_end(stop: impl FnOnce() + Send + 'static) -> Result<()> {
     Ok(())
 }
 
+/// Hears the kernel from now on. Where that ends, by a fault of ours, the watcher ends: its unit starts it again.
 fn listen(root: &Root, tell: SyncSender<Input>) {
-    let root = root.clone();
-    let hear = move |heard| tell.send(Input::Kernel(heard)).is_ok();
-    thread::spawn(move || follow::follow(&root, hear));
+    struct Deaf(SyncSender<Input>);
+    impl Drop for Deaf {
+        fn drop(&mut self) {
+            let _ = self.0.send(Input::Stop);
+        }
+    }
+    let follower = Follower::new(root);
+    thread::spawn(move || {
+        let deaf = Deaf(tell);
+        follower.follow(|heard| deaf.0.send(Input::Kernel(heard)).is_ok());
+    });
 }
 
 struct Watcher {
@@ -80,7 +94,7 @@ struct Watcher {
     plain: bool,
     watch: Watch,
     /// A connection for each way to reach a cluster, by the words for it.
-    kept: BTreeMap<String, Result<(Connection, Kept), Failure>>,
+    kept: BTreeMap<String, Way>,
     /// The settings as they were last understood.
     settings: Option<Settings>,
     metrics: Option<Metrics>,
@@ -169,13 +183,16 @@ impl Watcher {
             };
             self.kept.insert(place, kept);
         }
+        if !before.is_empty() {
+            thread::spawn(move || drop(before));
+        }
     }
 
     /// All at once, so that one that is silent does not keep the others waiting.
     fn ask_clusters(&self) -> Vec<ClusterLook> {
         let general = self.settings.clone().unwrap_or_default().for_guest(0, std::iter::empty::<&str>());
         let limit = general.connect_timeout;
-        let asks: Vec<(&String, &Result<(Connection, Kept), Failure>, Vec<Ask>)> =
+        let asks: Vec<(&String, &Way, Vec<Ask>)> =
             self.kept.iter().map(|(place, kept)| (place, kept, self.watch.asks(place))).collect();
         thread::scope(|scope| {
             let asked = asks.iter().map(|(place, kept, asks)| {

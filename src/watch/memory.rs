@@ -108,11 +108,11 @@ impl Memory {
         if self.sysfs.is_none() {
             self.devices.retain(|device, _| mapped.contains(device));
         }
-        self.forget_fenced();
         match look.guests {
             Reading::Known(guests) => self.take_guests(guests),
             Reading::Unknown(failure) => self.pve = Some(failure),
         }
+        self.forget_fenced();
     }
 
     fn take_guests(&mut self, guests: Guests) {
@@ -197,15 +197,24 @@ impl Memory {
         let Some(disk) = self.disks.iter().find(|disk| disk.cluster == cluster && disk.image == image) else {
             return;
         };
-        let addresses = watchers.iter().map(|watcher| watcher.address.as_str());
-        let ours = match self.mapping_of(disk) {
-            Some(mapping) => addresses.filter(|address| *address == mapping.client_address).last(),
-            None => {
-                let hosts = self.hosts(cluster);
-                addresses.filter(|address| host_of(address).is_some_and(|host| hosts.contains(&host))).last()
-            }
+        let hosts = self.hosts(cluster);
+        let client = self.mapping_of(disk).map(|mapping| mapping.client_address.as_str());
+        let is_ours = |address: &&str| match client {
+            Some(client) => *address == client,
+            None => host_of(address).is_some_and(|host| hosts.contains(&host)),
         };
-        let ours = ours.map(str::to_owned);
+        let ours: Vec<&str> =
+            watchers.iter().map(|watcher| watcher.address.as_str()).filter(is_ours).collect();
+        // A QEMU that was started again watches beside what the one before has left.
+        let alive = ours.iter().find(|address| !self.fenced.contains_key(**address));
+        let ours = alive.or(ours.first()).map(|address| (*address).to_owned());
+        // Who watches, and is not on the list now, lives.
+        let listed = |address: &String| {
+            self.clusters.get(cluster).is_some_and(|cluster| entry_of(address, &cluster.blocklist).is_some())
+        };
+        if let Some(address) = ours.as_ref().filter(|address| !listed(address)) {
+            self.fenced.remove(address);
+        }
         let seen = self.images.entry((cluster.to_owned(), image)).or_default();
         seen.asked = Some(now);
         seen.missing_since = match ours {

@@ -24,7 +24,7 @@ use trouble::{Event, Key, Trouble};
 /// Images that are asked for at one look where there is a reason to: a guest that has just started, a watch that was lost.
 const AT_ONCE: usize = 32;
 /// Images that are asked for at every look without a reason, in turn.
-const IN_TURN: usize = 2;
+const IN_TURN: usize = 1;
 /// When to look again while something is not decided.
 const SOON: Duration = Duration::from_secs(2);
 /// When to look again at a watch that is missing: krbd takes a lost one again every ten seconds (`RBD_RETRY_DELAY`).

@@ -36,26 +36,19 @@ impl Watcher {
         command.arg("--metrics").arg(&metrics).env("MALLOC_ARENA_MAX", "2").stdin(Stdio::null());
         let child = command.stdout(File::create(&out).unwrap()).spawn().unwrap();
         let watcher = Self { child, out, metrics, _keep: keep };
-        watcher.looks(1);
+        wait_until("the watcher's first look", SOON, || watcher.metrics.exists());
         watcher
     }
 
-    /// Waits for this many looks, each of which leaves its time in the metrics.
+    /// Waits for this many looks more, each of which leaves its time in the metrics, in whole seconds.
     fn looks(&self, count: usize) {
-        let (mut last, mut seen) = (self.metric("timestamp_seconds"), 0);
-        if !last.is_empty() && count == 1 {
-            seen = usize::from(!self.told_nothing_yet());
+        for _ in 0..count {
+            let last = self.metric("timestamp_seconds");
+            wait_until("the watcher's next look", SOON, || {
+                let now = self.metric("timestamp_seconds");
+                !now.is_empty() && now != last
+            });
         }
-        wait_until("the watcher's next looks", SOON * 3, || {
-            let now = self.metric("timestamp_seconds");
-            seen += usize::from(now != last);
-            last = now;
-            seen >= count
-        });
-    }
-
-    fn told_nothing_yet(&self) -> bool {
-        self.metric("timestamp_seconds").is_empty()
     }
 
     /// The lines of the metrics with this in their name.
@@ -251,6 +244,10 @@ fn a_silent_cluster_an_entry_for_the_whole_node_and_files_that_are_gone_are_told
     node.lab.ceph(&["osd", "blocklist", "add", "127.0.0.1:0/0", "3600"]);
     let told = watcher.tells("node-fenced", 1).remove(0);
     assert_eq!(told["guests"], serde_json::json!([vmid]));
+    // It ends when it is told to, however silent the cluster is.
+    node.lab.pause("all");
+    watcher.end();
+    node.lab.resume("all");
 }
 
 #[test]

@@ -172,7 +172,7 @@ def of_lines(panel, x, y, w, h, answers):
         out.append(f'<rect x="{key_x:.0f}" y="{key_y - 9:.0f}" width="10" height="10" fill="{colour}"/>')
         shown = f"{value:.1f} s" if unit == "s" else number(value)
         out.append(text(key_x + 15, key_y, f"{name}: {shown}", 11))
-    out.append(text(x + 30, y + 40, f"{total:.0f}", 11, "#8e8e9e", "end"))
+    out.append(text(x + 30, y + 40, number(round(total, 1)), 11, "#8e8e9e", "end"))
     out.append(text(x + 30, bottom, "0", 11, "#8e8e9e", "end"))
     return out
 
