@@ -1,12 +1,12 @@
 //! Which guest could start on which node now. Each node says what it would meet (`check --here --json`); what comes of
 //! their words together is made here. Pure.
 
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::verdict::Verdict;
 use crate::exit::Exit;
+use crate::finding_codes::{Code, Severity};
 use crate::pve::guest::Kind;
 use crate::pve::needs::{Lack, Weight};
-use crate::verdict::Verdict;
 use serde::Deserialize;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;

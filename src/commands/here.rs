@@ -1,13 +1,13 @@
 //! `check --here`: every guest of the cluster as if it were this node's and stopped. What a rehearsal asks each node.
 
-use crate::chain;
 use crate::commands::check::assess;
-use crate::commands::fleet::{Manner, Seen, look_by};
-use crate::diagnose::code::{Code, Severity};
+use crate::commands::many_guests::{Manner, Seen, look_by};
 use crate::diagnose::finding::Finding;
+use crate::finding_codes::{Code, Severity};
+use crate::hook::earlier;
 use crate::kernel;
-use crate::policy::Policy;
-use crate::process::{Command, Outcome, Runner, System};
+use crate::observe::rehearsed::as_if_stopped_here;
+use crate::observe::survey::Survey;
 use crate::pve::ha;
 use crate::pve::ha_rules::Rules;
 use crate::pve::needs::{self, Place};
@@ -17,8 +17,9 @@ use crate::pve::storage::{self, StorageConfig};
 use crate::reading::{Failure, Reading};
 use crate::rehearsal::{as_rehearsed, lacking};
 use crate::report::GuestReport;
-use crate::root::Root;
-use crate::survey::{Survey, as_if_stopped_here};
+use crate::settings::policy::Policy;
+use crate::sys::process::{Command, Outcome, Runner, System};
+use crate::sys::root::Root;
 use anyhow::Result;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +98,7 @@ impl Rehearsal<'_> {
         let more = self.lacks(&report.survey, &home).into_iter().chain(self.forbidden(vmid));
         let more = more.map(|finding| ignore(finding, policy)).collect::<Vec<_>>();
         report.findings.retain(|finding| finding.code != Code::CloudinitBeforeHook);
-        let hook = report.survey.guest.hookscript.as_deref().and_then(chain::ours).is_some();
+        let hook = report.survey.guest.hookscript.as_deref().and_then(earlier::ours).is_some();
         let late: BTreeSet<String> = report
             .survey
             .disks
@@ -128,7 +129,7 @@ impl Rehearsal<'_> {
             Ok(config) => config,
             Err(failure) => return vec![not_known(&failure)],
         };
-        let earlier = |volid: &str| chain::ours(volid)?.earlier;
+        let earlier = |volid: &str| earlier::ours(volid)?.earlier;
         let needs = needs::needs(file.kind, &config, &self.storages, earlier);
         let there = |path: &str| match std::fs::metadata(self.root.path(path)) {
             Ok(_) => Reading::Known(true),

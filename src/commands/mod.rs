@@ -20,11 +20,12 @@ mod confirm;
 mod defaults;
 mod disks;
 mod doctor;
-mod fleet;
 mod here;
 mod history;
 mod hook;
+mod live;
 mod logging;
+mod many_guests;
 mod quorum;
 mod rehearse;
 mod repair;
@@ -32,11 +33,10 @@ mod session;
 mod snippet;
 mod start;
 mod undo;
-mod world;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::fmt;
 use std::io::{self, Write as _};
 

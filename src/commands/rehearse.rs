@@ -1,18 +1,18 @@
 //! `rehearse`: which guest could start on which node now. Asks every node; changes nothing.
 
 use crate::cli::Rehearse;
-use crate::clock;
-use crate::commands::fleet::Manner;
 use crate::commands::here;
+use crate::commands::many_guests::Manner;
 use crate::exit::{Coded, Exit};
-use crate::process::{Outcome, Runner, Status, System};
 use crate::pve::ha;
 use crate::pve::node::{all_guests, node_name, nodes};
 use crate::pve::peer::{self, Member};
 use crate::rehearsal::{self, Answer, Column, Listed, Row, Silence};
 use crate::report::rehearsal as view;
-use crate::report::{fleet, json};
-use crate::root::Root;
+use crate::report::{json, many_guests};
+use crate::sys::process::{Outcome, Runner, Status, System};
+use crate::sys::root::Root;
+use crate::sys::time;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -24,7 +24,7 @@ const ON_THE_WAY: Duration = Duration::from_secs(15);
 
 /// Asks the nodes, and prints what comes of it.
 pub fn run(root: &Root, options: &Rehearse) -> Result<Exit> {
-    let (began, at) = (Instant::now(), clock::now().as_secs());
+    let (began, at) = (Instant::now(), time::now().as_secs());
     let asked = asked(root, &options.node)?;
     let managed = ha::resources(root)?;
     let listed = |file: crate::pve::node::GuestFile| Listed {
@@ -118,7 +118,7 @@ fn ask_here(root: &Root, limit: Duration) -> Answered {
     let manner = Manner { at_most: Some(own_time(limit)), quiet: true, ..Manner::default() };
     let told = || -> Result<Answer> {
         let seen = here::look(root, manner)?;
-        let value = fleet::here(&seen.reports, &seen.unread, &node_name(root)?);
+        let value = many_guests::here(&seen.reports, &seen.unread, &node_name(root)?);
         Ok(serde_json::from_value(value)?)
     };
     told().map_err(|error| (Silence::NoAnswer, format!("{error:#}")))

@@ -7,7 +7,7 @@
 
 use super::sections::{Section, sections};
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 

@@ -6,13 +6,13 @@
 
 use super::config::{self, Section};
 use super::guest::{Kind, drives};
+use super::perl::lossy;
 use super::sections::sections;
 use super::snippet;
 use super::storage::StorageConfig;
-use super::text::lossy;
 use super::volume::split_volid;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error, ErrorKind};
 use std::path::Path;

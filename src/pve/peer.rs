@@ -1,9 +1,9 @@
 //! Asking another node of the cluster over the ssh that Proxmox VE's nodes have to each other (`PVE::SSHInfo`): as root, by
 //! the address that pmxcfs knows, and only if the node's key is the one that the cluster holds for it.
 
-use crate::process::Command;
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::process::Command;
+use crate::sys::root::Root;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

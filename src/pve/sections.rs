@@ -26,13 +26,13 @@ impl Section {
     /// A boolean that is set: alone on its line it counts as 1.
     pub fn is_set(&self, name: &str) -> bool {
         let value = self.get(name).map(str::as_bytes);
-        value.is_some_and(|value| value.is_empty() || super::text::boolean(value) == Some(true))
+        value.is_some_and(|value| value.is_empty() || super::perl::boolean(value) == Some(true))
     }
 
     /// The parts of a list.
     pub fn list(&self, name: &str) -> Vec<String> {
         let value = self.get(name).unwrap_or_default();
-        super::text::split_list(value.as_bytes()).into_iter().map(super::text::lossy).collect()
+        super::perl::split_list(value.as_bytes()).into_iter().map(super::perl::lossy).collect()
     }
 }
 

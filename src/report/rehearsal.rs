@@ -1,10 +1,10 @@
 //! A rehearsal: a table of guests and nodes for people, a list for programs, metrics.
 
+use crate::diagnose::verdict::Verdict;
 use crate::pve::guest::Kind;
 use crate::rehearsal::{Cell, Column, Row, Said};
 use crate::report::text::{count, name};
 use crate::report::{coloured, json, plain};
-use crate::verdict::Verdict;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
