@@ -337,9 +337,11 @@ pub fn as_rehearsed(mut finding: Finding, hooked: bool) -> Finding {
         }
     }
     finding.remedy.withheld = None;
-    if finding.code == Code::QuorumMissing {
-        // The hook is never called then; a rehearsal has to say it.
-        finding.severity = Severity::Blocker;
+    match finding.code {
+        // Proxmox VE starts nothing then, and calls no hook that could say it.
+        Code::QuorumMissing => finding.severity = Severity::Blocker,
+        Code::GuestStateUnknown => finding.severity = Severity::Unknown,
+        _ => {}
     }
     finding
 }
@@ -500,5 +502,6 @@ mod tests {
         assert_eq!((bare.severity, bare.remedy.kind), (Blocker, RemedyKind::Manual));
         assert_eq!(as_rehearsed(automatic(Warning), false).remedy.kind, RemedyKind::None);
         assert_eq!(as_rehearsed(Finding::new(Code::QuorumMissing, ""), true).severity, Blocker);
+        assert_eq!(as_rehearsed(Finding::new(Code::GuestStateUnknown, ""), true).severity, Unknown);
     }
 }

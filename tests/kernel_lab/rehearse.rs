@@ -36,8 +36,14 @@ fn guest(kernel: &Kernel, vmid: u32, storage: &'static Storage, more: &str) {
     kernel.node(2).put(&format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf"), &config);
 }
 
+/// How long a node waits for Ceph, in seconds.
+fn patience(node: &KernelNode, seconds: u32) {
+    let settings = format!("connect_timeout: {seconds}\ncheck_deadline: {seconds}\n");
+    node.put("/etc/rbd-preflight/config.yaml", &settings);
+}
+
 fn rehearse(node: &KernelNode, arguments: &str) -> (Value, i32) {
-    let ran: Ran = node.preflight(&format!("rehearse --json --deadline 240 {arguments}"));
+    let ran: Ran = node.preflight(&format!("rehearse --json --deadline 280 {arguments}"));
     (serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}")), ran.code)
 }
 
@@ -62,6 +68,8 @@ fn what_the_other_node_lacks_is_told_from_there_and_the_running_guest_goes_on() 
         guest(kernel, keyed, NAMESPACE, "");
         guest(kernel, hooked, KRBD, "hookscript: local:snippets/rbd-preflight\n");
         for node in [one, two] {
+            // However slow the machine is, what the node can reach is not to seem out of reach.
+            patience(&node, 200);
             node.must(&format!(
                 "cp /etc/pve/storage.cfg /run/lab-storage.cfg
                  printf '\nrbd: krbd-near\n\tcontent images\n\tkrbd 1\n\tpool rbd\n\tnodes pve1\n' >>/etc/pve/storage.cfg
@@ -82,6 +90,7 @@ fn what_the_other_node_lacks_is_told_from_there_and_the_running_guest_goes_on() 
         assert_eq!(on_two(&report, hooked), "blocked resource-missing");
         assert_eq!(code, 0, "the one guest of HA has a place: {report:#}");
 
+        patience(&two, 10);
         let (report, code) = two.without_ceph(|| rehearse(&one, "--node pve2"));
         assert_eq!(
             (on_two(&report, running).as_str(), code),
