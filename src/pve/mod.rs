@@ -13,6 +13,7 @@ pub mod node;
 mod property;
 pub mod snippet;
 pub mod storage;
+pub mod task;
 mod text;
 pub mod volume;
 pub mod whereabouts;
