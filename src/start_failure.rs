@@ -9,10 +9,10 @@
 //! says nothing more: 255 for most refusals, 2 for some (`qm start` without quorum).
 
 use crate::ceph::image::Spec;
-use crate::diagnose::code::Severity;
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::finding_codes::Severity;
 use crate::kernel::messages::{About, parse};
-use crate::survey::{DiskFacts, Survey};
+use crate::observe::survey::{DiskFacts, Survey};
 use regex::Regex;
 use std::sync::LazyLock;
 
@@ -151,8 +151,8 @@ fn is_left(finding: &Finding) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::code::Code;
-    use crate::survey::example;
+    use crate::finding_codes::Code;
+    use crate::observe::survey::example;
 
     fn failure(output: &str, error: &str, kernel: &[&str]) -> StartFailure {
         let kernel = kernel.iter().map(|line| (*line).to_owned()).collect();

@@ -1,20 +1,21 @@
 //! One guest, with the settings that hold for it, ready to be looked at.
 
 use crate::ceph::image::Spec;
-use crate::chain;
 use crate::cli::Guests;
-use crate::diagnose::code::Code;
 use crate::exit::{Coded, Exit};
+use crate::finding_codes::Code;
+use crate::hook::earlier;
 use crate::kernel;
-use crate::policy::{Policy, Scope};
-use crate::process::System;
+use crate::observe::gather::{gather_node, gather_some};
+use crate::observe::survey::Survey;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
 use crate::pve::storage;
-use crate::root::Root;
+use crate::settings::policy::{Policy, Scope};
 use crate::settings::{Mode, Settings};
-use crate::survey::{Survey, gather_node, gather_some};
+use crate::sys::process::System;
+use crate::sys::root::Root;
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ impl Session {
 
     /// Why Proxmox VE will refuse every start of the guest for its hookscript's sake.
     pub fn hookscript_refuses(&self) -> Option<String> {
-        chain::refusal(&self.root, &storage::load(&self.root).ok()?, self.guest.hookscript.as_deref()?)
+        earlier::refusal(&self.root, &storage::load(&self.root).ok()?, self.guest.hookscript.as_deref()?)
     }
 
     /// The running kernel opens a disk of the guest's.

@@ -1,6 +1,6 @@
 //! Loads the kernel's rbd module. Never done by reading: whoever is about to map decides.
 
-use crate::process::{Command, Runner, Status};
+use crate::sys::process::{Command, Runner, Status};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub fn load(runner: &dyn Runner) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Outcome, Stream};
+    use crate::sys::process::{Outcome, Stream};
 
     struct Ends(Status);
 

@@ -2,7 +2,7 @@
 //! the last digit of START, the second in which it began, in hexadecimal (`PVE::Tools::upid_decode`, `PVE::RESTEnvironment`).
 
 use crate::pve::guest::Kind;
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::path::PathBuf;
 
 const TASKS: &str = "/var/log/pve/tasks";

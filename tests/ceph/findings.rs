@@ -3,7 +3,7 @@
 use crate::common::node::{DEFAULT, Node, codes, finding, new_vmid};
 use crate::common::{Lab, wait_until};
 use rbd_preflight::kernel::holders::programs_with;
-use rbd_preflight::root::Root;
+use rbd_preflight::sys::root::Root;
 use serde_json::Value;
 use std::time::Duration;
 

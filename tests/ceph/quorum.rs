@@ -4,8 +4,8 @@
 use crate::common::node::{Node, Ran, new_vmid};
 use crate::common::wait_until;
 use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
-use rbd_preflight::ceph::identity::ImageIdentity;
-use rbd_preflight::root::Root;
+use rbd_preflight::rbd::identity::ImageIdentity;
+use rbd_preflight::sys::root::Root;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
