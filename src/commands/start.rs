@@ -14,6 +14,7 @@ use crate::plan::start_failure::StartFailure;
 use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, refused_by_pve, rung, stoppers};
 use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
+use crate::pve::task::last_start;
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::reading::Reading;
 use crate::report::{json, text};
@@ -21,7 +22,7 @@ use crate::sys::command::Command;
 use crate::sys::plain::plain;
 use crate::sys::process::{Runner, System, masked};
 use crate::sys::root::Root;
-use crate::sys::time::jitter;
+use crate::sys::time::{jitter, now};
 use anyhow::Result;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -174,29 +175,40 @@ fn start(session: &Session, deadline: Instant) -> Result<Option<StartFailure>> {
     } else {
         Command::new(guest.tool()).args(["start", vmid.as_str()])
     };
+    let since = now().as_secs();
     let outcome = System.run(&command.deadline(left()))?;
     if outcome.success() {
         // The HA manager only takes the wish; another node may even fulfil it.
         let until = if managed { deadline } else { Instant::now() + Duration::from_secs(5) };
-        if await_running(session, until) {
+        if await_running(session, until, managed) {
             return Ok(None);
         }
     }
     let kernel = log.as_mut().and_then(|log| log.since().ok()).into_iter().flatten();
+    let (mut output, mut error) =
+        (String::from_utf8_lossy(&outcome.stdout).into_owned(), outcome.stderr_tail);
+    // The manager's own program says nothing of the start; the task's log does, where this node has made it.
+    if let Some((said, ended)) =
+        Some(()).filter(|()| managed).and_then(|()| last_start(root, guest.kind, guest.vmid, since))
+    {
+        (output, error) = (said, ended.unwrap_or(error));
+    }
     Ok(Some(StartFailure {
         ended: format!("`{}`: {}", outcome.command, outcome.status),
-        output: masked(&String::from_utf8_lossy(&outcome.stdout)),
-        error: outcome.stderr_tail,
+        output: masked(&output),
+        error: masked(&error),
         kernel: kernel.map(|line| line.text).collect(),
     }))
 }
 
-fn await_running(session: &Session, until: Instant) -> bool {
+fn await_running(session: &Session, until: Instant, managed: bool) -> bool {
     loop {
         if running(&session.root, session.guest.kind, session.guest.vmid) == Reading::Known(true) {
             return true;
         }
-        if Instant::now() >= until {
+        if Instant::now() >= until
+            || managed && ha::gave_up(&session.root, session.guest.kind, session.guest.vmid)
+        {
             return false;
         }
         std::thread::sleep(Duration::from_millis(500));

@@ -58,6 +58,18 @@ pub fn disarm(root: &Root) -> Reading<Option<Disarm>> {
     }
 }
 
+/// The HA manager has given the guest up: it starts it no more before somebody has cleared that. A status that cannot be read
+/// says no.
+pub fn gave_up(root: &Root, kind: Kind, vmid: u32) -> bool {
+    let Ok(bytes) = std::fs::read(root.path(STATUS)) else { return false };
+    let service = match kind {
+        Kind::Qemu => format!("vm:{vmid}"),
+        Kind::Lxc => format!("ct:{vmid}"),
+    };
+    let status: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    status["service_status"][&service]["state"] == "error"
+}
+
 /// Who is to be asked for a guest's start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {

@@ -19,5 +19,6 @@ mod property;
 mod sections;
 pub mod snippet;
 pub mod storage;
+pub mod task;
 pub mod volume;
 pub mod words;

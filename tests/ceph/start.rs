@@ -203,3 +203,19 @@ fn without_quorum_the_words_of_qm_are_told_whatever_it_ends_with() {
     assert!(ran.stdout.contains("exit 2, it said: cluster not ready - no quorum?"), "{ran:?}");
     assert_eq!(state(&node, &spec), before);
 }
+
+/// `ha-manager` only takes the wish: what became of the start stands in the task's log, and in the manager's status that it
+/// has given up.
+#[test]
+fn of_a_guest_of_the_ha_manager_the_tasks_log_is_told() {
+    let (node, vmid, _) = Node::with_vm_on("ceph-librbd", "rbd", DEFAULT);
+    node.write("/etc/pve/ha/resources.cfg", &format!("vm: {vmid}\n\tstate stopped\n"));
+    fails(&node, vmid, 9, "kvm: warning\n", "MAX 2 vcpus allowed per VM on this node");
+    let (ran, told) = start(&node, vmid, "1");
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let failure = told["tries"][0]["failure"].as_str().unwrap();
+    assert!(
+        failure.contains("ha-manager set") && failure.contains("kvm: warning | MAX 2 vcpus"),
+        "{failure}"
+    );
+}
