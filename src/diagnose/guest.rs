@@ -1,14 +1,14 @@
 //! What there is to say of the guest itself, before any image is looked at.
 
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate::HARMLESS_LOCKS;
-use crate::policy::{Policy, Scope};
+use crate::diagnose::safety::HARMLESS_LOCKS;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::config_lock;
 use crate::pve::guest::{Guest, Note, Refusal, RefusalKind};
 use crate::pve::snippet::{self, SnippetFacts};
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
+use crate::settings::policy::{Policy, Scope};
 
 /// Findings about the guest, its config and its node.
 pub fn findings(survey: &Survey, policy: &Policy) -> Vec<Finding> {

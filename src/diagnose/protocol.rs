@@ -1,12 +1,12 @@
 //! Whether the monitors have an address of the protocol that a map will ask for. `rbd map` itself then fails, before the kernel is
 //! asked: `failed to get mon address (possible ms_mode mismatch)`.
 
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::Finding;
 use crate::diagnose::image::Image;
 use crate::diagnose::sharing::wanted;
-use crate::policy::Scope;
+use crate::finding_codes::{Code, Severity};
 use crate::reading::Reading;
+use crate::settings::policy::Scope;
 
 /// The mismatch, where all of it was read: the monitors' own map, what maps take by default for the image, and the release of `rbd`. Where
 /// the map is about to be tried that tells more surely, and this is a warning.

@@ -1,12 +1,12 @@
 //! Whether the pools of the guest's images serve reads and writes: they are not full, and their placement groups are active.
 
 use crate::ceph::cluster::{ClusterFacts, FULL, InactivePool};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::policy::{Policy, Scope};
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::guest::Role;
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
+use crate::settings::policy::{Policy, Scope};
 use std::collections::BTreeSet;
 
 /// Why nothing is changed on images in a full pool.

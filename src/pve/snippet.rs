@@ -3,11 +3,11 @@
 //! `PVE::GuestHelpers::check_hookscript`, which PVE asks when a hookscript is set and again before every call.
 
 use super::guest::Guest;
+use super::perl::excerpt;
 use super::storage::StorageConfig;
-use super::text::excerpt;
 use super::volume::split_volid;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
