@@ -22,14 +22,12 @@ pub(super) fn finding(image: &Image, map: bool) -> Option<Finding> {
     }
     let mode = wanted(image.survey, image.disk)?.ms_mode()?.to_owned();
     let asked = if mode == "legacy" { "v1" } else { "v2" };
-    if asked == only {
+    let named = options.contains("ms_mode");
+    // Whether a release that asks for the new protocol by itself makes do with the old one was not tried.
+    if asked == only || (asked == "v2" && !named) {
         return None;
     }
-    let by = if options.contains("ms_mode") {
-        "rbd_default_map_options"
-    } else {
-        "what this release of rbd does by itself"
-    };
+    let by = if named { "rbd_default_map_options" } else { "what this release of rbd does by itself" };
     let detail = format!(
         "the monitors have addresses of {only} only; the map asks for ms_mode={mode} ({asked}), by {by}"
     );

@@ -73,7 +73,7 @@ fn journaling_on_krbd_and_not_under_librbd() {
     let (node, vmid, _) = Node::with_vm(&format!("{DEFAULT},journaling"));
     assert_found(&node, vmid, "journaling-on-krbd", "blocker", 3);
     let (node, vmid, _) = Node::with_vm_on("ceph-librbd", "rbd", &format!("{DEFAULT},journaling"));
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn image_migrating() {
     let report = assert_found(&node, vmid, "image-migrating", "blocker", 3);
     assert_eq!(report["actions"], serde_json::json!([]));
     node.lab.rbd(&["migration", "abort", &spec]);
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn parents_gone_unsupported_or_too_many() {
     let clone = format!("rbd/vm-{vmid}-disk-1");
     node.lab.rbd(&["clone", "--rbd-default-clone-format", "2", &format!("rbd/base-{vmid}-ec@s"), &clone]);
     node.vm(vmid, &format!("scsi0: ceph-krbd:base-{vmid}-ec/vm-{vmid}-disk-1\n"));
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
     node.write("/sys/bus/rbd/supported_features", "0x3f\n");
     assert_found(&node, vmid, "parent-unsupported", "blocker", 3);
 
@@ -246,7 +246,7 @@ fn cluster_unreachable_and_unhealthy() {
     node.image(&format!("rbd/vm-{vmid}-disk-0"), DEFAULT);
     node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
     node.write("/etc/rbd-preflight/config.yaml", "connect_timeout: 3\ncheck_deadline: 5\ndeadline: 8\n");
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
 
     node.lab.ceph(&["osd", "set", "pause"]);
     let report = node.check(vmid);

@@ -167,7 +167,7 @@ fn a_pending_key_is_named_and_the_advice_mends_it() {
     assert_eq!(std::fs::read_to_string(&own).unwrap(), format!("[client.admin]\n\tkey = {key}\n"));
     std::fs::copy(&own, node.path(LIBRBD)).unwrap();
     node.keyring_check(false);
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn what_pve_itself_refuses_is_told_where_its_check_is_known() {
     let key = aes(&lab);
     let (node, vmid) = with_keyring(&format!("[client.admin]\n\tcaps mon = \"allow *\"\n\tkey = {key}\n"));
     // Not known: said by doctor, no reason to stop.
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
     assert_eq!(doctors(&everything(&node, vmid, None), "key:ceph-krbd").0, "unknown");
     for old in [true, false] {
         node.keyring_check(old);

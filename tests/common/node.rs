@@ -186,13 +186,7 @@ rbd: {id}
     /// is wrong is a false alarm.
     pub fn assert_healthy(&self, vmid: u32) {
         let report = self.check(vmid);
-        let alarms: Vec<&Value> = report["findings"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|finding| finding["severity"] != "note")
-            .collect();
-        assert!(alarms.is_empty() && report["verdict"] == "ready", "{alarms:#?} in {report:#}");
+        assert!(alarms(&report).is_empty() && report["verdict"] == "ready", "{report:#}");
     }
 
     /// The stand-in for `qm` (`tests/fakes`), run on this node, which calls the real binary as its hookscript.
@@ -252,4 +246,10 @@ pub fn codes(report: &Value) -> Vec<String> {
 pub fn finding<'a>(report: &'a Value, code: &str) -> &'a Value {
     let findings = report["findings"].as_array().unwrap();
     findings.iter().find(|f| f["code"] == code).unwrap_or_else(|| panic!("no {code} in {report:#}"))
+}
+
+/// The codes of the findings that are more than a note.
+pub fn alarms(report: &Value) -> Vec<&str> {
+    let findings = report["findings"].as_array().unwrap().iter();
+    findings.filter(|f| f["severity"] != "note").map(|f| f["code"].as_str().unwrap()).collect()
 }
