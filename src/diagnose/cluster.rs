@@ -1,13 +1,13 @@
 //! What there is to say of the clusters.
 
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::keys;
-use crate::kernel::blocklist::entry_of_host;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::Survey;
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::entry_of_host;
 use crate::reading::{Failure, Origin, Reading};
-use crate::survey::Survey;
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -71,7 +71,7 @@ fn silent(failure: &Failure, storages: &str) -> Finding {
 
 /// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.
 fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
-    let here = |disk: &&crate::survey::DiskFacts| {
+    let here = |disk: &&crate::observe::survey::DiskFacts| {
         disk.disk.access != Access::Krbd
             && survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
     };

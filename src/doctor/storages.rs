@@ -4,10 +4,10 @@ use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
-use crate::process::Command;
 use crate::pve::connection::rbd_arguments;
 use crate::pve::keyring::rewrite_command;
 use crate::reading::{Failure, Reading};
+use crate::sys::process::Command;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 
