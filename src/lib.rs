@@ -38,6 +38,7 @@ pub mod reading;
 pub mod report;
 pub mod root;
 pub mod settings;
+pub mod stdout;
 pub mod survey;
 pub mod undo;
 pub mod verdict;

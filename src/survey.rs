@@ -15,6 +15,8 @@ use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
 use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageReading, Spec, Watcher};
+use crate::ceph::way::Way;
+use crate::diagnose::connecting::Attempt;
 use crate::kernel::blocklist::entry_of;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
@@ -105,6 +107,9 @@ pub struct StorageFacts {
     /// What is known of its keyring, of whose content nothing but the key's type is kept; `None` without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring: Option<KeyringFacts>,
+    /// How far this node gets on the way to its monitors; only looked for where they could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
     /// When its keyring was last written, seconds since 1970; only looked for where a kernel client of the cluster is
     /// dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -245,6 +250,14 @@ impl Survey {
             }
         }
         self
+    }
+}
+
+impl StorageFacts {
+    /// A connection that failed, of it and of the others that share it.
+    pub fn attempt<'a>(&'a self, storages: &'a str, failure: &'a Failure) -> Attempt<'a> {
+        let Self { section, connection, keyring, way, .. } = self;
+        Attempt { storages, section, connection, keyring: keyring.as_ref(), way: way.as_ref(), failure }
     }
 }
 

@@ -10,7 +10,7 @@ use rbd_preflight::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 20] = [
+const ALL: [Ground; 22] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -30,6 +30,8 @@ const ALL: [Ground; 20] = [
     Ground::NoAnswer,
     Ground::Refusal,
     Ground::Conf,
+    Ground::Way,
+    Ground::Names,
     Ground::Tried,
 ];
 
@@ -78,6 +80,11 @@ fn opened() -> Value {
 
 fn failure(origin: &str, errno: i32) -> Value {
     json!({ "unknown": { "origin": origin, "what": "connect", "errno": errno, "message": "no" } })
+}
+
+/// A ceph.conf that was read, and what names the monitors.
+fn way(named: &Value, hosts: &Value) -> Value {
+    json!({ "conf": { "known": { "path": "c" } }, "named": named, "hosts": hosts })
 }
 
 /// The blank survey with what a ground names, and what has to be known before that can be.
@@ -146,6 +153,11 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
         ),
         G::NoAnswer => set(&["clusters", "0"], failure("outside", 110)),
         G::Refusal => set(&["clusters", "0"], failure("outside", 13)),
+        G::Way => set(&["storages", "ceph", "way"], way(&json!(null), &json!([]))),
+        G::Names => {
+            let host = json!({ "name": "a", "protocol": "any", "found": { "unknown": "no" } });
+            set(&["storages", "ceph", "way"], way(&json!({ "by": "line 1", "text": "a" }), &json!([host])));
+        }
         G::Conf => set(&["clusters", "0"], failure("conf", 2)),
         G::Tried => {
             let target = json!({ "storage": "ceph", "fsid": "f", "rbd_arguments": [],

@@ -27,3 +27,4 @@ pub mod monitors;
 pub mod read;
 pub mod sharing;
 pub mod watches;
+pub mod way;

@@ -21,7 +21,6 @@ use crate::survey::Survey;
 use crate::verdict::{Verdict, exit_code};
 use anyhow::{Context, Result};
 use std::cmp::Reverse;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -88,7 +87,7 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
     if !named {
         let told = |report: &&GuestReport| !options.quiet || report.verdict() != Verdict::Ready;
         let shown: Vec<&GuestReport> = reports.iter().filter(told).collect();
-        let width = std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
+        let width = crate::stdout::width();
         out!("{}", report::fleet::text(&shown, unread, findings, width));
     }
     if named || options.verbose {

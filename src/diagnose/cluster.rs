@@ -2,12 +2,12 @@
 
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
 use crate::diagnose::code::{Code, Severity};
+use crate::diagnose::connecting;
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::keys;
 use crate::kernel::blocklist::entry_of_host;
 use crate::pve::guest::Access;
-use crate::reading::{Failure, Origin, Reading};
-use crate::survey::Survey;
+use crate::reading::{Failure, Reading};
+use crate::survey::{StorageFacts, Survey};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -15,9 +15,9 @@ use std::collections::BTreeSet;
 const IO_STOPPERS: [&str; 6] =
     ["PG_AVAILABILITY", "OSD_FULL", "POOL_FULL", "SLOW_OPS", "OSD_DOWN", "MON_DISK_CRIT"];
 
-/// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
-pub(super) const REFUSED: [Errno; 5] =
-    [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+/// What `rados_connect` ends with where the monitors refuse the user, or Ceph finds no key of it to offer them. 2 (ENOENT) and 22 (EINVAL)
+/// it ends with before any monitor is asked.
+pub(super) const REFUSED: [Errno; 3] = [Errno::EPERM, Errno::EACCES, Errno::EOPNOTSUPP];
 
 /// What it ends with where nobody answers.
 pub(super) const NO_ANSWER: [Errno; 5] =
@@ -25,48 +25,39 @@ pub(super) const NO_ANSWER: [Errno; 5] =
 
 /// Findings about each cluster that the guest's disks lie in.
 pub fn findings(survey: &Survey) -> Vec<Finding> {
+    let dropped = survey.storages.values().filter_map(|storage| {
+        let finding = connecting::monhost_dropped(&storage.section)?;
+        Some(Finding { storages: vec![storage.section.id.clone()], ..finding })
+    });
     let each = survey
         .clusters
         .iter()
         .enumerate()
         .map(|(index, cluster)| (index, cluster, storages_of(survey, index)));
     let used = each.filter(|(_, _, storages)| !storages.is_empty());
-    used.flat_map(|(index, cluster, storages)| {
+    let of_clusters = used.flat_map(|(index, cluster, storages)| {
         let findings = match cluster {
             Reading::Known(facts) => {
                 let full = full(survey, facts, &storages);
                 let told = answers(facts, lock_to_break(survey, index), full.is_some());
                 told.into_iter().chain(full).chain(shut_out(facts)).collect()
             }
-            Reading::Unknown(failure) => {
-                let keyring = keys::unread(survey, index, failure);
-                vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
-            }
+            Reading::Unknown(failure) => silent(survey, index, failure, &storages.join(", ")),
         };
         findings.into_iter().map(move |finding| Finding { storages: storages.clone(), ..finding })
-    })
-    .collect()
+    });
+    dropped.chain(of_clusters).collect()
 }
 
 fn storages_of(survey: &Survey, cluster: usize) -> Vec<String> {
     survey.storages.values().filter(|s| s.cluster == cluster).map(|s| s.section.id.clone()).collect()
 }
 
-/// Why a cluster could not be asked. Only what the cluster or the network is known to answer is told of them.
-fn silent(failure: &Failure, storages: &str) -> Finding {
-    let detail = format!("storage {storages}: {failure}");
-    match (failure.origin, failure.errno.map(Errno::from_raw)) {
-        (Origin::Library, _) => Finding::new(Code::LibraryMissing, detail),
-        (Origin::Conf, _) => Finding::new(Code::CephConfMissing, detail),
-        (Origin::Outside, Some(errno)) if REFUSED.contains(&errno) => {
-            Finding::new(Code::ClusterAuthFailed, detail)
-        }
-        (Origin::Outside, Some(errno)) if NO_ANSWER.contains(&errno) => {
-            Finding::new(Code::ClusterUnreachable, detail)
-                .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
-        }
-        (Origin::Outside | Origin::Own, _) => Finding::new(Code::ClusterNotAsked, detail),
-    }
+/// Why a cluster could not be asked. Its storages share one connection, so what holds of the first does of all.
+fn silent(survey: &Survey, cluster: usize, failure: &Failure, named: &str) -> Vec<Finding> {
+    let mut storages = survey.storages.values().filter(|storage| storage.cluster == cluster);
+    let why = |storage: &StorageFacts| storage.attempt(named, failure).why();
+    storages.next().map(why).into_iter().collect()
 }
 
 /// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.

@@ -106,6 +106,27 @@ codes! {
     CephConfMissing "ceph-conf-missing" Blocker
         "the storage's ceph.conf is missing or may not be read; QEMU and rbd need it too"
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
+    CephConfInvalid "ceph-conf-invalid" Blocker
+        "the storage's ceph.conf has a line that Ceph does not read past; QEMU and rbd refuse the file too"
+        "correct the line: a section `[name]`, `name = value`, or a comment after `#`";
+    MonitorsNotNamed "monitors-not-named" Blocker
+        "nothing names the cluster's monitors, so QEMU and rbd ask nobody"
+        "set mon_host in the [global] section of the storage's ceph.conf; for an external cluster set `monhost` of the storage";
+    MonitorNameUnresolved "monitor-name-unresolved" Blocker
+        "a monitor's name does not resolve on this node; Ceph's libraries then ask none of the monitors"
+        "correct the name, put it into /etc/hosts or the DNS, or name the monitors by their addresses";
+    MonhostDropped "monhost-dropped" Warning
+        "Proxmox VE ignores the storage's monhost line and takes the storage's cluster for this node's own"
+        "write addresses or names without protocol and nonce, separated by commas: `monhost 10.0.0.1,10.0.0.2:6789`";
+    MonitorPortWrong "monitor-port-wrong" Blocker
+        "nothing at the monitors' addresses is a monitor that speaks the protocol which is asked there"
+        "correct the ports in monhost or mon_host: a monitor speaks msgr2 (v2) at 3300 and msgr1 (v1) at 6789; see `ceph mon dump`";
+    KeyringMissing "keyring-missing" Blocker
+        "the storage has no keyring, and its cluster wants authentication"
+        "put the user's keyring in its place";
+    KeyringWithoutUser "keyring-without-user" Blocker
+        "the storage's keyring has no key of the storage's user"
+        "correct `username` of the storage, or write the keyring of that user";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
         "see the detail; the guest is not checked until its cause is gone";

@@ -7,7 +7,7 @@ use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::kernel::key_types;
 use crate::pve::guest::{Access, Kind, Role};
 use crate::pve::keyring::rewrite_command;
-use crate::reading::{Failure, Reading};
+use crate::reading::Reading;
 use crate::survey::{DiskFacts, StorageFacts, Survey};
 
 /// Findings about the key of each storage that a disk of the guest's lies on.
@@ -28,18 +28,6 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
 fn disks_on<'a>(survey: &'a Survey, storage: &StorageFacts) -> impl Iterator<Item = &'a DiskFacts> {
     let on = survey.disks.iter().filter(move |disk| disk.disk.storage == storage.section.id);
     on.filter(|disk| disk.disk.pve_drops.as_ref().is_none_or(|dropped| dropped.unknown_option))
-}
-
-/// Why a cluster could not be asked, where that is the keyring.
-pub fn unread(survey: &Survey, cluster: usize, failure: &Failure) -> Option<Finding> {
-    let mut storages = survey.storages.values().filter(|storage| storage.cluster == cluster);
-    let (storage, why) =
-        storages.find_map(|storage| Some((storage, content(storage)?.why_unread(failure)?)))?;
-    let id = &storage.section.id;
-    let path = storage.connection.keyring.as_deref().unwrap_or_default();
-    let detail = format!("storage {id}: {path}: {why}; no monitor was asked: {failure}");
-    let finding = Finding::new(Code::KeyringUnreadable, detail);
-    Some(finding.commands(rewrite_command(&storage.section, &storage.connection.user)))
 }
 
 fn content(storage: &StorageFacts) -> Option<&Keyring> {

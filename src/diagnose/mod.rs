@@ -7,6 +7,7 @@ pub mod gate;
 
 mod client;
 mod cluster;
+pub mod connecting;
 pub(crate) mod features;
 mod guest;
 pub(crate) mod image;

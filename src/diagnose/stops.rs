@@ -4,6 +4,7 @@
 use crate::action::{ActionReport, ActionResult};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::ceph::way::{Resolved, Way};
 use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -52,6 +53,10 @@ pub enum Ground {
     Refusal,
     /// The ceph.conf is not there, or not as Ceph takes it.
     Conf,
+    /// The ceph.conf was read, and storage.cfg, and neither names a monitor.
+    Way,
+    /// The resolver has said that there is no such name.
+    Names,
     /// This run has tried the map, or the change, and it failed.
     Tried,
 }
@@ -76,6 +81,12 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::KeyringRefusedByPve, &[G::Keyring]),
     (Code::KeyTypeUnsupported, &[G::Keyring, G::Tried]),
     (Code::CephConfMissing, &[G::Conf]),
+    (Code::CephConfInvalid, &[G::Conf]),
+    (Code::MonitorsNotNamed, &[G::Way]),
+    (Code::MonitorNameUnresolved, &[G::Names]),
+    (Code::MonitorPortWrong, &[G::NoAnswer]),
+    (Code::KeyringMissing, &[G::Refusal]),
+    (Code::KeyringWithoutUser, &[G::Keyring]),
     (Code::NodeBlocklisted, &[G::Blocklist]),
     (Code::BlocklistExpireSet, &[G::Option]),
     (Code::FeaturesUnsupported, &[G::Kernel, G::Tried]),
@@ -160,6 +171,10 @@ impl<'a> Seen<'a> {
             G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
             G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
             G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),
+            G::Way => self.ways().any(|way| way.named.is_none() && way.is_read()),
+            G::Names => {
+                self.ways().any(|way| way.hosts.iter().any(|host| matches!(host.found, Resolved::Unknown(_))))
+            }
             G::Tried => self.survey.history.iter().any(|report| self.is_tried(report)),
         }
     }
@@ -180,6 +195,10 @@ impl<'a> Seen<'a> {
         let of_disk = self.disk().map(|disk| disk.disk.storage.as_str());
         let named = self.finding.storages.iter().map(String::as_str);
         of_disk.into_iter().chain(named).filter_map(|id| self.survey.storages.get(id))
+    }
+
+    fn ways(&self) -> impl Iterator<Item = &'a Way> {
+        self.storages().filter_map(|storage| storage.way.as_ref())
     }
 
     fn readings(&self) -> impl Iterator<Item = &'a Reading<ClusterFacts>> {

@@ -5,6 +5,7 @@ use crate::ceph::binding;
 use crate::ceph::caps::find_caps;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::read_cluster;
+use crate::ceph::way;
 use crate::chain;
 use crate::diagnose::code::Code;
 use crate::journal::Journal;
@@ -165,6 +166,7 @@ fn unasked(section: &RbdStorage, failure: Failure) -> StorageFacts {
         cluster: Reading::Unknown(failure.clone()),
         caps: Reading::Unknown(failure),
         keyring: None,
+        way: None,
     }
 }
 
@@ -175,7 +177,9 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
     };
     let spec =
         Spec { pool: section.pool.clone(), namespace: section.namespace.clone(), image: NO_IMAGE.to_owned() };
-    let cluster = match read_cluster(&connection, &[spec], limit) {
+    let read = || read_cluster(&connection, &[spec], limit);
+    let (cluster, way) = way::beside(&connection, limit, read, |read| read.known().is_none());
+    let cluster = match cluster {
         Reading::Known((facts, images)) => {
             Reading::Known((facts, images.into_iter().next().unwrap_or(ImageReading::ImageMissing)))
         }
@@ -186,7 +190,7 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
     let keyring = keyring::look(&connection, check);
-    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
+    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring, way }
 }
 
 type Guests = Reading<Vec<Result<Guest, (u32, String)>>>;

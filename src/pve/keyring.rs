@@ -113,7 +113,7 @@ pub fn look(connection: &Connection, check: &Check) -> Option<KeyringFacts> {
             },
         },
         Err(error) if error.kind() == ErrorKind::NotFound => KeyringFacts {
-            content: Reading::Known(Keyring { key: Key::NoFile, newer: None }),
+            content: Reading::Known(Keyring { key: Key::NoFile, newer: None, others: Vec::new() }),
             accepted: Reading::Known(true),
         },
         Err(error) => {

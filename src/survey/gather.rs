@@ -5,6 +5,7 @@ use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
+use crate::ceph::way;
 use crate::diagnose::lock::is_stale;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
@@ -394,7 +395,9 @@ impl Look<'_> {
             let threads: Vec<_> = asked
                 .map(|(connection, (specs, pools))| {
                     scope.spawn(|| {
-                        read_all(connection, &Wish { specs, pools }, self.limit, &|| (self.on_image)())
+                        let wish = Wish { specs, pools };
+                        let read = || read_all(connection, &wish, self.limit, &|| (self.on_image)());
+                        way::beside(connection, self.limit, read, |(read, _)| read.known().is_none())
                     })
                 })
                 .collect();
@@ -402,11 +405,14 @@ impl Look<'_> {
         });
         let mut names = Names::new();
         for (reading, (specs, pools)) in readings.into_iter().zip(&wishes) {
-            let (reading, listed) = reading.unwrap_or_else(|_| {
+            let ((reading, listed), way) = reading.unwrap_or_else(|_| {
                 let failure =
                     Failure::new("read the cluster", "the reader panicked; this is a fault of rbd-preflight");
-                (Reading::Unknown(failure), Vec::new())
+                ((Reading::Unknown(failure), Vec::new()), None)
             });
+            for storage in storages.values_mut().filter(|storage| storage.cluster == clusters.len()) {
+                storage.way.clone_from(&way);
+            }
             let facts = take(reading, specs, clusters.len(), &storages, disks);
             let fsid = facts.known().map(|facts| &facts.fsid);
             let listed = pools.iter().cloned().zip(listed);
@@ -430,7 +436,15 @@ fn pools_in(
 
 fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
     let keyring = keyring::look(&connection, check);
-    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
+    StorageFacts {
+        section: section.clone(),
+        connection,
+        cluster,
+        caps: None,
+        keyring,
+        way: None,
+        keyring_written: None,
+    }
 }
 
 /// The images to look for in a cluster, each once.

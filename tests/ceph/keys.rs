@@ -154,7 +154,7 @@ fn a_pending_key_is_named_and_the_advice_mends_it() {
     let found = finding(&report, "keyring-unreadable");
     assert!(found["detail"].as_str().unwrap().contains("line 3: `pending key`"), "{found}");
     assert_eq!((exit_of(&runs, "check"), exit_of(&runs, "hook"), exit_of(&runs, "doctor")), (3, 3, 1));
-    assert!(doctors(&runs, "storage:ceph-krbd").1.contains("the keyring cannot be read"));
+    assert!(doctors(&runs, "storage:ceph-krbd").1.contains("cannot read the storage's keyring"));
 
     // The command that is shown, run as it is shown, but for where the file and the cluster are.
     let command = found["remedy"]["commands"][0].as_str().unwrap();

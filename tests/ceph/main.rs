@@ -9,6 +9,7 @@ mod attach;
 mod boot;
 mod caps;
 mod ceph_facts;
+mod connecting;
 mod cost;
 mod defaults;
 mod doctor;
