@@ -10,7 +10,7 @@ use rbd_preflight::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 22] = [
+const ALL: [Ground; 25] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -21,6 +21,9 @@ const ALL: [Ground; 22] = [
     Ground::Blocklist,
     Ground::Owner,
     Ground::OwnerAndCaps,
+    Ground::DataPool,
+    Ground::Caps,
+    Ground::Denied,
     Ground::Option,
     Ground::Kernel,
     Ground::Mapped,
@@ -131,9 +134,22 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
                 grounds.push(G::Blocklist);
             } else {
                 set(&["storages", "ceph", "caps"], json!({ "known": { "mon": "allow r" } }));
+                grounds.push(G::Caps);
             }
         }
         G::Blocklist => set(&["clusters", "0", "known", "blocklist"], none()),
+        G::DataPool => {
+            let mut image = opened();
+            image["found"]["data_pool"] = json!({ "known": { "name": "d", "readable": { "known": false } } });
+            set(&open, image);
+            grounds.push(G::Image);
+        }
+        G::Caps => {
+            opens();
+            set(&["storages", "ceph", "caps"], json!({ "known": { "osd": "allow r" } }));
+            grounds.push(G::Image);
+        }
+        G::Denied => set(&open, failure("outside", 1)),
         G::Option => set(&["clusters", "0", "known", "blocklist_expire_seconds"], json!({ "known": 60 })),
         G::Kernel => {
             opens();

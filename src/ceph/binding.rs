@@ -203,6 +203,7 @@ functions!(Rbd, "librbd.so.1", "librbd1", {
     rbd_get_id(Handle, *mut c_char, usize) -> c_int;
     rbd_get_features(Handle, *mut u64) -> c_int;
     rbd_get_op_features(Handle, *mut u64) -> c_int;
+    rbd_get_data_pool_id(Handle) -> i64;
     rbd_get_flags(Handle, *mut u64) -> c_int;
     rbd_snap_list(Handle, *mut SnapInfo, *mut c_int) -> c_int;
     rbd_snap_list_end(*mut SnapInfo);
@@ -962,6 +963,12 @@ impl Image {
     /// Ceph's errno.
     pub fn features(&self) -> Result<u64, Errno> {
         self.number(self.rbd.rbd_get_features)
+    }
+
+    /// The number of the pool that holds the data; the image's own where no other does.
+    pub fn data_pool_id(&self) -> i64 {
+        // SAFETY: the image is open.
+        unsafe { (self.rbd.rbd_get_data_pool_id)(self.handle) }
     }
 
     /// `RBD_OPERATION_FEATURE_*` bits.

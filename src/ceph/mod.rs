@@ -24,6 +24,7 @@ pub mod lock;
 pub mod map_options;
 pub mod mirror;
 pub mod monitors;
+pub mod osd_caps;
 pub mod read;
 pub mod sharing;
 pub mod watches;

@@ -196,6 +196,12 @@ codes! {
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
         "give the user `profile rbd` on the monitors";
+    RightsMissing "rights-missing" Blocker
+        "the storage's user may not read or write what the disk is made of; each of the guest's reads or writes would fail"
+        "give the user the pool in its caps";
+    BlocklistNotPermitted "blocklist-not-permitted" Note
+        "the storage's user may not put a client on the OSD blocklist: the lock that a node leaves when it crashes cannot be broken then"
+        "give the user `profile rbd` on the monitors";
     InUseElsewhere "in-use-elsewhere" Unsafe
         "another client has the image open; starting now makes a second writer"
         "a client that has just crashed is forgotten within 30 s; one that lives on must be found and stopped";

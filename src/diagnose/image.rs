@@ -6,7 +6,7 @@ use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, gate, known, lock};
+use crate::diagnose::{cluster, features, gate, known, lock, rights};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::policy::{Policy, Scope};
 use crate::process::Command;
@@ -322,7 +322,8 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
             Finding::new(Code::ClusterUnreachable, failure.to_string())
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }
-        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string()),
+        Some(ImageReading::Unknown(failure)) => rights::refused(survey, disk, failure)
+            .unwrap_or_else(|| Finding::new(Code::ImageUnreadable, failure.to_string())),
     };
     vec![finding]
 }

@@ -71,7 +71,8 @@ fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, ne
         message.map_errno().is_none_or(|expected| errno.is_none_or(|errno| errno as i32 == expected))
     };
     let told = said.iter().rev().filter(fits).find_map(|message| match message {
-        M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
+        // Any other errno is one of monitors that were busy, or could not be reached: no question of rights.
+        M::BlocklistFailed { errno, .. } if [1, 13].contains(errno) => Some(Code::LockBreakNotPermitted),
         M::PostAcquireFailed { .. } | M::ObjectMapSizeMismatch => Some(Code::ObjectMapBroken),
         M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => Some(Code::LockExternal),
         M::PeerKeepsLock => Some(Code::InUseElsewhere),
@@ -129,6 +130,7 @@ mod tests {
         for (errno, text, code) in [
             (108, "", Code::NodeClientBlocklisted),
             (13, "rbd: rbd0: failed to blocklist client4127: -13", Code::LockBreakNotPermitted),
+            (110, "rbd: rbd0: failed to blocklist client4127: -110", Code::ClusterUnreachable),
             (2, "rbd: rbd0: post-acquire action failed: -2", Code::ObjectMapBroken),
             (22, "rbd: rbd0: object map size mismatch: 2 vs 1", Code::ObjectMapBroken),
             (16, "rbd: rbd0: locked by external mechanism, tag x", Code::LockExternal),

@@ -19,6 +19,7 @@ pub mod orphans;
 pub mod owner;
 mod parents;
 mod rbd_words;
+pub mod rights;
 mod sharing;
 pub mod stops;
 mod stranger;
@@ -101,6 +102,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
     findings.extend(stranger::findings(survey, policy, disk));
     if let Some(image) = Image::of(survey, policy, disk) {
         findings.extend(image::findings(&image));
+        findings.extend(rights::findings(&image));
         findings.extend(features::findings(&image));
         findings.extend(parents::findings(&image));
         findings.extend(lock::findings(&image));

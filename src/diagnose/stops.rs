@@ -8,6 +8,7 @@ use crate::ceph::way::{Resolved, Way};
 use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::rights::is_refusal;
 use crate::reading::{Failure, Origin, Reading};
 use crate::survey::{DiskFacts, StorageFacts, Survey};
 use nix::errno::Errno;
@@ -35,6 +36,12 @@ pub enum Ground {
     Owner,
     /// The same two, and what the storage's user may do.
     OwnerAndCaps,
+    /// An OSD has refused the user to read in the pool of the image's data.
+    DataPool,
+    /// The image was opened, and what the storage's user may do was read.
+    Caps,
+    /// An OSD has refused the user to open the image.
+    Denied,
     /// A client's option, as the cluster has it.
     Option,
     /// What this node's kernel can open, for an image that was read.
@@ -99,6 +106,7 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::ParentChainTooDeep, &[G::Parents, G::Tried]),
     (Code::LockOwnerAlive, &[G::Owner]),
     (Code::LockBreakNotPermitted, &[G::OwnerAndCaps, G::Tried]),
+    (Code::RightsMissing, &[G::DataPool, G::Caps, G::Denied]),
     (Code::InUseElsewhere, &[G::Watchers, G::Tried]),
     (Code::LockExternal, &[G::Lock, G::Tried]),
     (Code::LockDying, &[G::Watchers, G::Tried]),
@@ -153,11 +161,15 @@ impl<'a> Seen<'a> {
             G::Lock => in_image(&|facts| facts.lock.known().is_some()),
             G::Watchers => in_image(&|facts| facts.watchers.known().is_some()),
             G::Owner => self.has(G::Lock) && self.has(G::Watchers) && self.has(G::Blocklist),
-            G::OwnerAndCaps => {
-                let caps =
-                    |storage: &StorageFacts| storage.caps.as_ref().is_some_and(|caps| caps.known().is_some());
-                self.has(G::Lock) && self.has(G::Watchers) && self.storages().any(caps)
-            }
+            G::OwnerAndCaps => self.has(G::Lock) && self.has(G::Watchers) && self.storages().any(has_caps),
+            G::DataPool => in_image(&|facts| {
+                let pool = facts.data_pool.as_ref().and_then(Reading::known);
+                pool.is_some_and(|pool| pool.readable == Reading::Known(false))
+            }),
+            G::Caps => image.is_some() && self.storages().any(has_caps),
+            G::Denied => self.disk().is_some_and(
+                |disk| matches!(&disk.reading, Some(ImageReading::Unknown(failure)) if is_refusal(failure)),
+            ),
             G::Blocklist => self.clusters().any(|facts| facts.blocklist.known().is_some()),
             G::Option => self.clusters().any(|facts| facts.blocklist_expire_seconds.known().is_some()),
             G::Kernel => image.is_some() && self.survey.node.kernel.supported.known().is_some(),
@@ -224,6 +236,10 @@ impl<'a> Seen<'a> {
         let same = own.is_some_and(|own| own.may_be(report.action.target.identity()));
         same && matches!(report.result, ActionResult::Failed { .. })
     }
+}
+
+fn has_caps(storage: &StorageFacts) -> bool {
+    storage.caps.as_ref().is_some_and(|caps| caps.known().is_some())
 }
 
 fn is_outside(failure: &Failure, errnos: &[Errno]) -> bool {

@@ -1,12 +1,13 @@
 //! Takes a survey: PVE's files, this node's kernel, and every cluster that the guest's disks lie in, all at once.
 
-use crate::ceph::caps::{Caps, find_caps};
+use crate::ceph::caps::{Caps, find_caps, find_caps_as_admin};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageReading, Spec};
 use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::ceph::way;
 use crate::diagnose::lock::is_stale;
+use crate::diagnose::rights::is_refusal;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
@@ -262,16 +263,29 @@ fn under(
     (renumbered.collect(), kept.iter().filter_map(|at| clusters.get(*at).cloned()).collect())
 }
 
-/// Whether the users of storages with a stale lock may break it: that takes the right to blocklist.
+/// What the users of storages may do: where a lock is stale, for that takes the right to blocklist, or an OSD has refused them
+/// something, whatever it costs; elsewhere only where it costs little.
 fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
-    let mut known: BTreeMap<String, Reading<Caps>> = BTreeMap::new();
+    let mut known: BTreeMap<(String, bool), Option<Reading<Caps>>> = BTreeMap::new();
     for survey in surveys {
-        let stale = survey.disks.iter().filter(|disk| is_stale(disk)).map(|disk| disk.disk.storage.clone());
-        for id in stale.collect::<BTreeSet<String>>() {
-            if let Some(storage) = survey.storages.get_mut(&id) {
-                let find = || find_caps(root, &storage.connection, &storage.connection.user, limit);
-                storage.caps = Some(known.entry(id).or_insert_with(find).clone());
-            }
+        let needed = |disk: &&DiskFacts| {
+            let refused =
+                matches!(&disk.reading, Some(ImageReading::Unknown(failure)) if is_refusal(failure));
+            refused || is_stale(disk)
+        };
+        let needed: BTreeSet<String> =
+            survey.disks.iter().filter(needed).map(|disk| disk.disk.storage.clone()).collect();
+        for (id, storage) in &mut survey.storages {
+            let reached =
+                survey.clusters.get(storage.cluster).is_some_and(|cluster| cluster.known().is_some());
+            let connection = &storage.connection;
+            let needed = needed.contains(id);
+            let find = || match needed {
+                true => Some(find_caps(root, connection, &connection.user, limit)),
+                false if reached => find_caps_as_admin(root, connection, limit),
+                false => None,
+            };
+            storage.caps = known.entry((id.clone(), needed)).or_insert_with(find).clone();
         }
     }
 }

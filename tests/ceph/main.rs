@@ -27,5 +27,6 @@ mod mirror;
 mod names;
 mod options;
 mod repair;
+mod rights;
 mod sequences;
 mod undo;
