@@ -15,6 +15,7 @@ use crate::ceph::caps::Caps;
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts};
 use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageReading, Spec, Watcher};
+use crate::ceph::qemu_keyring::NoKeyForQemu;
 use crate::ceph::way::Way;
 use crate::diagnose::connecting::Attempt;
 use crate::kernel::blocklist::entry_of;
@@ -107,6 +108,9 @@ pub struct StorageFacts {
     /// What is known of its keyring, of whose content nothing but the key's type is kept; `None` without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring: Option<KeyringFacts>,
+    /// QEMU does not find the user's key, which `rbd` is given; only looked for where QEMU opens a disk of the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_keyring: Option<NoKeyForQemu>,
     /// How far this node gets on the way to its monitors; only looked for where they could not be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,

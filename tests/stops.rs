@@ -10,7 +10,7 @@ use rbd_preflight::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 25] = [
+const ALL: [Ground; 26] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -30,6 +30,7 @@ const ALL: [Ground; 25] = [
     Ground::Holders,
     Ground::Module,
     Ground::Keyring,
+    Ground::QemuKey,
     Ground::NoAnswer,
     Ground::Refusal,
     Ground::Conf,
@@ -149,7 +150,10 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
             set(&["storages", "ceph", "caps"], json!({ "known": { "osd": "allow r" } }));
             grounds.push(G::Image);
         }
-        G::Denied => set(&open, failure("outside", 1)),
+        G::Denied => {
+            set(&open, failure("outside", 1));
+            grounds.push(G::Refusal);
+        }
         G::Option => set(&["clusters", "0", "known", "blocklist_expire_seconds"], json!({ "known": 60 })),
         G::Kernel => {
             opens();
@@ -167,6 +171,9 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
             &["storages", "ceph", "keyring"],
             json!({ "content": unknown(), "accepted": { "known": false } }),
         ),
+        G::QemuKey => {
+            set(&["storages", "ceph", "qemu_keyring"], json!({ "paths": ["k"], "by_blockdev": true }))
+        }
         G::NoAnswer => set(&["clusters", "0"], failure("outside", 110)),
         G::Refusal => set(&["clusters", "0"], failure("outside", 13)),
         G::Way => set(&["storages", "ceph", "way"], way(&json!(null), &json!([]))),

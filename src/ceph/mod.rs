@@ -25,6 +25,7 @@ pub mod map_options;
 pub mod mirror;
 pub mod monitors;
 pub mod osd_caps;
+pub mod qemu_keyring;
 pub mod read;
 pub mod sharing;
 pub mod watches;

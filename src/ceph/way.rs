@@ -8,7 +8,7 @@
 use crate::ceph::binding;
 use crate::ceph::conf::{first_junk, settings, strongest};
 use crate::pve::connection::Connection;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{ErrorKind, Read};
@@ -136,25 +136,28 @@ const PORT_V1: u16 = 6789;
 const PORT_V2: u16 = 3300;
 
 /// Reads a cluster within `limit`; where that has `failed`, also how far this node gets on its way there. A cluster that does not answer
-/// is knocked at before its time is over, so that this takes no further time.
+/// is knocked at before its time is over, so that this takes no further time; where there is too little of it, it is not.
 pub fn beside<T>(
     connection: &Connection,
     limit: Duration,
     read: impl FnOnce() -> T,
-    failed: impl FnOnce(&T) -> bool,
+    failed: impl FnOnce(&T) -> Option<&Failure>,
 ) -> (T, Option<Way>) {
     let (done, late) = channel::<()>();
-    let wait = limit.saturating_sub(LOOKING).max(limit / 2);
+    let wait = limit.saturating_sub(LOOKING);
     thread::scope(|scope| {
         let knock = move || match late.recv_timeout(wait) {
-            Err(RecvTimeoutError::Timeout) => Some(look(connection, true)),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) if wait >= LOOKING => Some(look(connection, true)),
+            Ok(()) | Err(_) => None,
         };
         let knocking = thread::Builder::new().name("way".to_owned()).spawn_scoped(scope, knock);
         let result = read();
         drop(done);
         let knocked = knocking.ok().and_then(|thread| thread.join().ok()).flatten();
-        let way = failed(&result).then(|| knocked.unwrap_or_else(|| look(connection, false)));
+        // What failed on our own side, or for want of a library, never came to any of this.
+        let on_the_way = |failure: &&Failure| matches!(failure.origin, Origin::Outside | Origin::Conf);
+        let failed = failed(&result).filter(on_the_way).is_some();
+        let way = failed.then(|| knocked.unwrap_or_else(|| look(connection, false)));
         (result, way)
     })
 }

@@ -127,6 +127,9 @@ codes! {
     KeyringWithoutUser "keyring-without-user" Blocker
         "the storage's keyring has no key of the storage's user"
         "correct `username` of the storage, or write the keyring of that user";
+    QemuKeyMissing "qemu-key-missing" Blocker
+        "QEMU does not find the key of the storage's user: since machine version 10.0 Proxmox VE names no keyring to it"
+        "set `keyring` in the ceph.conf that QEMU reads";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
         "see the detail; the guest is not checked until its cause is gone";

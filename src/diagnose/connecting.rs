@@ -268,3 +268,109 @@ pub fn monhost_dropped(section: &RbdStorage) -> Option<Finding> {
         None => finding,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What is said of a storage with a good keyring whose connection ended with this errno, and the way there.
+    fn why(errno: i32, way: Value) -> Finding {
+        let section = crate::pve::storage::parse("storage.cfg", b"rbd: ceph\n\tpool p\n").rbd.remove(0);
+        let connection = Connection {
+            conf: Some("c".into()),
+            mon_host: None,
+            user: "admin".into(),
+            keyring: Some("k".into()),
+        };
+        let keyring: KeyringFacts = serde_json::from_value(
+            json!({ "content": { "known": { "key": "aes" } }, "accepted": { "known": true } }),
+        )
+        .unwrap();
+        let way: Way = serde_json::from_value(way).unwrap();
+        let failure = &Failure::errno("connect", errno);
+        Attempt {
+            storages: "ceph",
+            section: &section,
+            connection: &connection,
+            keyring: Some(&keyring),
+            way: Some(&way),
+            failure,
+        }
+        .why()
+    }
+
+    fn way(found: Value, answers: &[Value]) -> Value {
+        let knock = |answer: &Value| json!({ "address": "10.0.0.1:3300", "asked": "v2", "answer": answer });
+        json!({
+            "conf": { "known": { "path": "c" } }, "named": { "by": "c, line 2", "text": "m" },
+            "hosts": [{ "name": "m", "protocol": "any", "found": found }],
+            "knocks": answers.iter().map(knock).collect::<Vec<_>>(),
+        })
+    }
+
+    fn at() -> Value {
+        json!({ "at": ["10.0.0.1"] })
+    }
+
+    #[test]
+    fn a_name_service_that_does_not_answer_now_stops_nothing() {
+        for errno in [22, 110] {
+            let late = why(errno, way(json!({ "not_now": "Temporary failure" }), &[]));
+            assert_eq!(
+                (late.code, late.severity),
+                (Code::MonitorNameUnresolved, Severity::Unknown),
+                "{errno}"
+            );
+            let gone = why(errno, way(json!({ "unknown": "Name or service not known" }), &[]));
+            assert_eq!(
+                (gone.code, gone.severity),
+                (Code::MonitorNameUnresolved, Severity::Blocker),
+                "{errno}"
+            );
+        }
+        assert_eq!(
+            why(13, way(json!({ "not_now": "x" }), &[])).code,
+            Code::ClusterAuthFailed,
+            "a monitor was asked"
+        );
+    }
+
+    #[test]
+    fn a_monitor_that_may_be_late_is_waited_for_whatever_else_listens() {
+        let closed =
+            json!({ "failed": { "what": "connect", "errno": 111, "message": "Connection refused" } });
+        let silent =
+            json!({ "failed": { "what": "connect", "errno": 110, "message": "Connection timed out" } });
+        let (other, v1, v2) = (json!("other"), json!({ "ceph": "v1" }), json!({ "ceph": "v2" }));
+        for (answers, expected) in [
+            (&[][..], Code::ClusterUnreachable),
+            (&[closed.clone()], Code::ClusterUnreachable),
+            (&[json!("silence")], Code::ClusterUnreachable),
+            (&[other.clone()], Code::MonitorPortWrong),
+            (&[v1.clone(), closed], Code::MonitorPortWrong),
+            (&[other, silent], Code::ClusterUnreachable),
+            (&[v1, v2.clone()], Code::ClusterUnreachable),
+        ] {
+            assert_eq!(why(110, way(at(), answers)).code, expected, "{answers:?}");
+        }
+        assert!(why(110, way(at(), &[v2])).remedy.text.contains("quorum"));
+    }
+
+    #[test]
+    fn what_no_step_explains_is_not_told_as_a_refusal_and_says_what_was_ruled_out() {
+        for errno in [2, 22, 5, 95 + 1000] {
+            let finding = why(errno, way(at(), &[]));
+            assert_eq!(
+                (finding.code, finding.severity),
+                (Code::ClusterNotAsked, Severity::Unknown),
+                "{errno}"
+            );
+            for ruled_out in
+                ["c is read", "all monitors have an address", "client.admin has a key of type aes"]
+            {
+                assert!(finding.detail.contains(ruled_out), "{}", finding.detail);
+            }
+        }
+    }
+}

@@ -2,9 +2,11 @@
 //! anything is mapped.
 
 use crate::ceph::keyring::{Key, Keyring};
+use crate::ceph::qemu_keyring::NoKeyForQemu;
 use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::kernel::key_types;
+use crate::process::quoted;
 use crate::pve::guest::{Access, Kind, Role};
 use crate::pve::keyring::rewrite_command;
 use crate::reading::Reading;
@@ -16,7 +18,8 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     for storage in survey.storages.values() {
         let disks: Vec<&DiskFacts> = disks_on(survey, storage).collect();
         if !disks.is_empty() {
-            let found = [refused(storage), unsupported(survey, storage, &disks)].into_iter().flatten();
+            let found = [refused(storage), unsupported(survey, storage, &disks), unfound_by_qemu(storage)];
+            let found = found.into_iter().flatten();
             let of_storage = |finding| Finding { storages: vec![storage.section.id.clone()], ..finding };
             findings.extend(found.map(of_storage));
         }
@@ -86,6 +89,40 @@ fn unsupported(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) ->
     );
     let finding = Finding::new(Code::KeyTypeUnsupported, detail).severity(severity);
     Some(finding.remedy(RemedyKind::Manual, ways_out(survey, &disks)))
+}
+
+/// QEMU looks for the user's key elsewhere than `rbd` is told to, and does not find it.
+fn unfound_by_qemu(storage: &StorageFacts) -> Option<Finding> {
+    let NoKeyForQemu { paths, found, by_blockdev } = storage.qemu_keyring.as_ref()?;
+    let (section, connection) = (&storage.section, &storage.connection);
+    let severity = match by_blockdev {
+        Some(true) => Severity::Blocker,
+        Some(false) => return None,
+        None => Severity::Note,
+    };
+    let where_ = match found {
+        Some(path) => format!("in {path}, which has no key of client.{}", connection.user),
+        None => format!("for {}, and none of these is there", paths.join(", ")),
+    };
+    let own = format!("/etc/pve/priv/ceph/{}.keyring", section.id);
+    let detail = format!("storage {}: QEMU looks {where_}; {own} is named to rbd only", section.id);
+    let finding = Finding::new(Code::QemuKeyMissing, detail).severity(severity);
+    let external = section.monhost.is_some();
+    let (file, place) = match external {
+        true => (format!("/etc/pve/priv/ceph/{}.conf", section.id), "global".to_owned()),
+        false => ("/etc/pve/ceph.conf".to_owned(), format!("client.{}", connection.user)),
+    };
+    let text = format!("set `keyring = {own}` in the section [{place}] of {file}");
+    let finding = finding.remedy(RemedyKind::Manual, text);
+    // A file that is not there yet can be made by a command; one that is there is for an editor.
+    Some(match external && connection.conf.is_none() {
+        true => finding.commands([format!(
+            "printf '[global]\\n\\tkeyring = %s\\n' {} >{}",
+            quoted(&own),
+            quoted(&file)
+        )]),
+        false => finding,
+    })
 }
 
 /// `krbd 0` helps only those that the kernel opens for that setting's sake: not a container's volumes, nor a TPM's state.

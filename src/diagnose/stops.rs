@@ -54,6 +54,8 @@ pub enum Ground {
     Module,
     /// The keyring's file, or Proxmox VE's own check of it.
     Keyring,
+    /// The files in which QEMU looks for the user's key, and that it is the way in which it is told of the disk.
+    QemuKey,
     /// The cluster or the network gave no answer within the whole time that the settings give it.
     NoAnswer,
     /// The monitors, or Ceph's library, refused the user.
@@ -94,6 +96,7 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::MonitorPortWrong, &[G::NoAnswer]),
     (Code::KeyringMissing, &[G::Refusal]),
     (Code::KeyringWithoutUser, &[G::Keyring]),
+    (Code::QemuKeyMissing, &[G::QemuKey]),
     (Code::NodeBlocklisted, &[G::Blocklist]),
     (Code::BlocklistExpireSet, &[G::Option]),
     (Code::FeaturesUnsupported, &[G::Kernel, G::Tried]),
@@ -180,6 +183,9 @@ impl<'a> Seen<'a> {
             }
             G::Module => self.survey.node.kernel.load_failure.is_some(),
             G::Keyring => self.storages().any(|storage| storage.keyring.is_some()),
+            G::QemuKey => self.storages().any(|storage| {
+                storage.qemu_keyring.as_ref().is_some_and(|lacking| lacking.by_blockdev == Some(true))
+            }),
             G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
             G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
             G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),

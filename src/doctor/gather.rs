@@ -178,7 +178,7 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
     let spec =
         Spec { pool: section.pool.clone(), namespace: section.namespace.clone(), image: NO_IMAGE.to_owned() };
     let read = || read_cluster(&connection, &[spec], limit);
-    let (cluster, way) = way::beside(&connection, limit, read, |read| read.known().is_none());
+    let (cluster, way) = way::beside(&connection, limit, read, Reading::failure);
     let cluster = match cluster {
         Reading::Known((facts, images)) => {
             Reading::Known((facts, images.into_iter().next().unwrap_or(ImageReading::ImageMissing)))

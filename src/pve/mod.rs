@@ -11,6 +11,7 @@ pub mod load;
 pub mod lock;
 pub mod node;
 mod property;
+pub mod qemu;
 pub mod snippet;
 pub mod storage;
 mod text;

@@ -3,6 +3,7 @@
 use crate::ceph::caps::{Caps, find_caps, find_caps_as_admin};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageReading, Spec};
+use crate::ceph::qemu_keyring::{self, NoKeyForQemu};
 use crate::ceph::read::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
 use crate::ceph::way;
@@ -11,11 +12,12 @@ use crate::diagnose::rights::is_refusal;
 use crate::kernel::holders::holders_of;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::pve::connection::{Connection, connection};
-use crate::pve::guest::{Disk, Guest};
+use crate::pve::guest::{Access, Disk, Guest};
 use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
+use crate::pve::qemu;
 use crate::pve::storage::{RbdStorage, StorageConfig};
 use crate::pve::whereabouts::Whereabouts;
 use crate::reading::{Failure, Reading};
@@ -193,6 +195,7 @@ impl Look<'_> {
             survey.node.whereabouts = whereabouts(places, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
+        look_for_qemus_keys(root, &mut surveys);
         Ok((surveys, names, fsids))
     }
 
@@ -261,6 +264,23 @@ fn under(
         (id.to_owned(), StorageFacts { cluster, ..storage.clone() })
     });
     (renumbered.collect(), kept.iter().filter_map(|at| clusters.get(*at).cloned()).collect())
+}
+
+/// Whether QEMU finds the keys for the disks that it opens: it is not given what `rbd` is given.
+fn look_for_qemus_keys(root: &Root, surveys: &mut [Survey]) {
+    let installed = OnceCell::new();
+    for survey in surveys {
+        let Survey { guest, storages, disks, .. } = survey;
+        let opened =
+            |id: &str| disks.iter().any(|disk| disk.disk.storage == id && disk.disk.access == Access::Librbd);
+        for (_, storage) in storages.iter_mut().filter(|(id, _)| opened(id)) {
+            let lacking = qemu_keyring::lacking(&storage.connection);
+            storage.qemu_keyring = lacking.map(|lacking| {
+                let installed = installed.get_or_init(|| qemu::installed(root));
+                NoKeyForQemu { by_blockdev: qemu::by_blockdev(guest, installed), ..lacking }
+            });
+        }
+    }
 }
 
 /// What the users of storages may do: where a lock is stale, for that takes the right to blocklist, or an OSD has refused them
@@ -411,7 +431,7 @@ impl Look<'_> {
                     scope.spawn(|| {
                         let wish = Wish { specs, pools };
                         let read = || read_all(connection, &wish, self.limit, &|| (self.on_image)());
-                        way::beside(connection, self.limit, read, |(read, _)| read.known().is_none())
+                        way::beside(connection, self.limit, read, |(read, _)| read.failure())
                     })
                 })
                 .collect();
@@ -456,6 +476,7 @@ fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: 
         cluster,
         caps: None,
         keyring,
+        qemu_keyring: None,
         way: None,
         keyring_written: None,
     }

@@ -328,6 +328,59 @@ fn an_external_storages_own_conf_is_read_and_its_monhost_goes_before_it() {
     assert!(detail.contains("monhost in storage.cfg = mon-x.invalid"), "{detail}");
 }
 
+/// QEMU is given a user and a ceph.conf, and since machine version 10.0 no keyring.
+#[test]
+fn a_key_that_only_rbd_is_told_of_is_missed_by_qemu() {
+    let (node, vmid) = node_on(Lab::shared(), "ceph-poor");
+    let status = |release: &str| {
+        let text = format!("Package: pve-qemu-kvm\nStatus: install ok installed\nVersion: {release}\n\n");
+        node.write("/var/lib/dpkg/status", &text);
+    };
+    let own = "/etc/pve/priv/ceph/ceph-poor.conf";
+    let good = std::fs::read_to_string(node.path(own)).unwrap();
+    let line = good.lines().find(|line| line.starts_with("keyring = ")).unwrap();
+    let elsewhere = node.path("/nowhere/keyring");
+    node.write(own, &good.replace(line, &format!("keyring = {}", elsewhere.display())));
+    let as_qemu = || {
+        let mut command = Command::new("timeout");
+        command.args(["60", "rbd", "-p", "rbd", "-c"]).arg(node.path(own)).args(["-n", "client.poor", "-m"]);
+        command.arg(format!("127.0.0.1:{}", ports(&node.lab).0)).arg("ls");
+        command.env_remove("CEPH_CONF").env_remove("CEPH_ARGS").output().unwrap().status.success()
+    };
+    assert!(!as_qemu());
+    let severity = |config: &str| {
+        node.vm(vmid, &format!("scsi0: ceph-poor:vm-{vmid}-disk-0,size=8M\n{config}"));
+        let report = node.check(vmid);
+        let found = report["findings"].as_array().unwrap().iter().find(|f| f["code"] == "qemu-key-missing");
+        found.map(|found| {
+            let detail = found["detail"].as_str().unwrap();
+            assert!(detail.contains(&elsewhere.display().to_string()), "{detail}");
+            let remedy = found["remedy"]["text"].as_str().unwrap();
+            assert!(
+                remedy.contains("in the section [global] of /etc/pve/priv/ceph/ceph-poor.conf"),
+                "{remedy}"
+            );
+            found["severity"].as_str().unwrap().to_owned()
+        })
+    };
+    let blocker = Some("blocker".to_owned());
+    status("10.0.2-4");
+    assert_eq!(severity(""), blocker);
+    assert_eq!(severity("machine: q35\n"), blocker);
+    assert_eq!(severity("machine: pc-i440fx-9.2+pve1\n"), None);
+    assert_eq!(severity("ostype: win11\n"), Some("note".to_owned()), "PVE goes by when it was made");
+    assert_eq!(severity("ostype: win11\nmachine: type=pc-q35-10.0+pve1,viommu=virtio\n"), blocker);
+    status("9.2.0-7");
+    assert_eq!(severity(""), None);
+    status("10.0.2-4");
+    node.vm(vmid, &format!("scsi0: ceph-poor:vm-{vmid}-disk-0,size=8M\n"));
+    stops_at_once(&node, vmid, "qemu-key-missing");
+    node.write(own, &good);
+    assert!(as_qemu());
+    assert_eq!(severity(""), None);
+    assert_eq!(node.check(vmid)["verdict"], "ready");
+}
+
 #[test]
 fn doctor_says_the_same_of_a_storage() {
     let (node, _) = node();
