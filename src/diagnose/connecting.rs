@@ -344,15 +344,15 @@ mod tests {
             json!({ "failed": { "what": "connect", "errno": 110, "message": "Connection timed out" } });
         let (other, v1, v2) = (json!("other"), json!({ "ceph": "v1" }), json!({ "ceph": "v2" }));
         for (answers, expected) in [
-            (&[][..], Code::ClusterUnreachable),
-            (&[closed.clone()], Code::ClusterUnreachable),
-            (&[json!("silence")], Code::ClusterUnreachable),
-            (&[other.clone()], Code::MonitorPortWrong),
-            (&[v1.clone(), closed], Code::MonitorPortWrong),
-            (&[other, silent], Code::ClusterUnreachable),
-            (&[v1, v2.clone()], Code::ClusterUnreachable),
+            (vec![], Code::ClusterUnreachable),
+            (vec![closed.clone()], Code::ClusterUnreachable),
+            (vec![json!("silence")], Code::ClusterUnreachable),
+            (vec![other.clone()], Code::MonitorPortWrong),
+            (vec![v1.clone(), closed], Code::MonitorPortWrong),
+            (vec![other, silent], Code::ClusterUnreachable),
+            (vec![v1, v2.clone()], Code::ClusterUnreachable),
         ] {
-            assert_eq!(why(110, way(at(), answers)).code, expected, "{answers:?}");
+            assert_eq!(why(110, way(at(), &answers)).code, expected, "{answers:?}");
         }
         assert!(why(110, way(at(), &[v2])).remedy.text.contains("quorum"));
     }

@@ -344,7 +344,7 @@ fn a_key_that_only_rbd_is_told_of_is_missed_by_qemu() {
     let as_qemu = || {
         let mut command = Command::new("timeout");
         command.args(["60", "rbd", "-p", "rbd", "-c"]).arg(node.path(own)).args(["-n", "client.poor", "-m"]);
-        command.arg(format!("127.0.0.1:{}", ports(&node.lab).0)).arg("ls");
+        command.arg(format!("[v2:127.0.0.1:{}]", ports(&node.lab).0)).arg("ls");
         command.env_remove("CEPH_CONF").env_remove("CEPH_ARGS").output().unwrap().status.success()
     };
     assert!(!as_qemu());
