@@ -6,8 +6,10 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
+use rbd_preflight::act::run_lock;
 use rbd_preflight::cli::Cli;
-use rbd_preflight::{act::run_lock, chain, journal, settings};
+use rbd_preflight::hook::earlier;
+use rbd_preflight::{journal, settings};
 use std::path::Path;
 
 /// Of system administration's commands.
@@ -78,7 +80,7 @@ fn files(roff: &mut Roff) {
         (settings::NODE_FILE, "Settings of this node."),
         (settings::CLUSTER_FILE, "Settings of all nodes of the cluster; those of the node go over them."),
         (
-            chain::DIRECTORY,
+            earlier::DIRECTORY,
             "What earlier versions remembered of guests' hookscripts, by number; nothing of it is run.",
         ),
         (journal::DIRECTORY, "The journal of all changes."),

@@ -2,7 +2,7 @@
 //! `facts CONF USER KEYRING SECONDS [POOL/[NAMESPACE/]IMAGE…]`. The tests use it to see how a process ends.
 
 use rbd_preflight::ceph::image::Spec;
-use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::ceph::read_cluster::read_cluster;
 use rbd_preflight::pve::connection::Connection;
 use std::time::{Duration, Instant};
 

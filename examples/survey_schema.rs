@@ -1,6 +1,6 @@
 //! Prints the JSON schema of a survey: docs/survey.schema.json, which `tests/survey-schema` holds to the code.
 
-use rbd_preflight::survey::Survey;
+use rbd_preflight::observe::survey::Survey;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 

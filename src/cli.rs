@@ -1,10 +1,10 @@
 //! The command line: every clap type there is.
 
-use crate::ceph::features::Features;
 use crate::defaults;
-use crate::diagnose::code::Code;
-use crate::verdict::Verdict;
-use crate::when::When;
+use crate::diagnose::verdict::Verdict;
+use crate::finding_codes::Code;
+use crate::rbd::features::Features;
+use crate::sys::dates::When;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 

@@ -2,8 +2,8 @@
 
 use crate::ceph::conf::{Setting, strongest};
 use crate::ceph::defaults::{DefaultFeatures, OPTION};
-use crate::ceph::features::{Change, Features};
 use crate::ceph::monitors::{Held, parse_features};
+use crate::rbd::features::{Change, Features};
 use crate::reading::Reading;
 
 /// What every kernel from 5.3 can map, and what PVE turns on for krbd disks anyway; without deep-flatten, which can be

@@ -1,6 +1,6 @@
 //! The exit codes, and errors that carry one.
 
-use crate::ceph::binding::end_process;
+use crate::ceph::ffi::end_process;
 use std::fmt;
 use std::io::Write as _;
 

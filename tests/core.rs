@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-use rbd_preflight::action::{Action, Change};
-use rbd_preflight::diagnose::code::Severity;
 use rbd_preflight::diagnose::diagnose;
 use rbd_preflight::diagnose::finding::{Finding, RemedyKind};
 use rbd_preflight::diagnose::owner::not_yet;
-use rbd_preflight::plan::plan;
-use rbd_preflight::policy::{Policy, Scope};
+use rbd_preflight::diagnose::verdict::{Verdict, exit_code, verdict};
+use rbd_preflight::finding_codes::Severity;
+use rbd_preflight::observe::survey::Survey;
+use rbd_preflight::plan::order::plan;
+use rbd_preflight::rbd::action::{Action, Change};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::Survey;
-use rbd_preflight::verdict::{Verdict, exit_code, verdict};
+use rbd_preflight::settings::policy::{Policy, Scope};
 use serde_json::{Value, json};
 
 /// A healthy VM 516 with one krbd disk, as a saved survey.

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use rbd_preflight::cli::Cli;
-use rbd_preflight::diagnose::code::{Code, Severity};
+use rbd_preflight::finding_codes::{Code, Severity};
 use rbd_preflight::kernel::messages;
 use rbd_preflight::settings::Settings;
 use regex::Regex;

@@ -169,7 +169,7 @@ fn surveys_with_other_values() {
             exchange(&mut survey, donor, &mut random);
         }
         let bytes = survey.to_string();
-        whole += usize::from(serde_json::from_str::<rbd_preflight::survey::Survey>(&bytes).is_ok());
+        whole += usize::from(serde_json::from_str::<rbd_preflight::observe::survey::Survey>(&bytes).is_ok());
         targets::survey(bytes.as_bytes());
     }
     assert!(whole > rounds / 3, "only {whole} of {rounds} were surveys at all");

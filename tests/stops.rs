@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used)] // a helper that fails must fail the test
 
-use rbd_preflight::diagnose::code::{Code, Severity};
 use rbd_preflight::diagnose::finding::Finding;
 use rbd_preflight::diagnose::stops::{Ground, TABLE, only_what_is_sure};
-use rbd_preflight::survey::Survey;
+use rbd_preflight::finding_codes::{Code, Severity};
+use rbd_preflight::observe::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

@@ -2,27 +2,27 @@
 //!
 //! `fuzz_targets/` calls them for cargo-fuzz, `tests/fuzz_seeds.rs` for `tests/run`. Nothing here touches a file.
 
-use rbd_preflight::action::{ActionReport, ActionResult, Change};
 use rbd_preflight::ceph::caps::{self, caps_command, may_blocklist};
-use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::keyring;
 use rbd_preflight::ceph::monitors::{parse_blocklist, parse_features, parse_health};
 use rbd_preflight::diagnose::diagnose;
-use rbd_preflight::kernel::blocklist::{entry_of, host_of};
 use rbd_preflight::kernel::{kmsg, messages, version};
-use rbd_preflight::plan::plan;
-use rbd_preflight::policy::{Policy, Scope};
-use rbd_preflight::process::masked;
+use rbd_preflight::observe::survey::Survey;
+use rbd_preflight::plan::order::plan;
 use rbd_preflight::pve;
 use rbd_preflight::pve::connection::{Connection, mon_host, rbd_arguments, rbd_unmap_arguments};
 use rbd_preflight::pve::guest::{self, Guest, Kind, Source};
+use rbd_preflight::pve::node_addresses::{Sources, Whereabouts};
 use rbd_preflight::pve::storage::{self, StorageConfig};
 use rbd_preflight::pve::volume::rbd_name;
-use rbd_preflight::pve::whereabouts::{Sources, Whereabouts};
+use rbd_preflight::rbd::action::{ActionReport, ActionResult, Change};
+use rbd_preflight::rbd::blocklist::{entry_of, host_of};
+use rbd_preflight::rbd::features::Features;
 use rbd_preflight::reading::{Failure, Reading};
 use rbd_preflight::report::{GuestReport, is_hidden, json, text};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::Survey;
+use rbd_preflight::settings::policy::{Policy, Scope};
+use rbd_preflight::sys::process::masked;
 use std::sync::LazyLock;
 
 /// Storages of many kinds, for guests to lie on.
@@ -164,7 +164,7 @@ pub fn keyring(data: &[u8]) {
             check.is_match(data);
         }
         let masked = masked(&text);
-        assert_eq!(rbd_preflight::process::masked(&masked), masked, "what is masked stays as it is");
+        assert_eq!(rbd_preflight::sys::process::masked(&masked), masked, "what is masked stays as it is");
         let begins = |at: usize| masked.get(at..at + 20).is_some_and(|part| is_key(part.as_bytes()));
         assert!(!(0..masked.len()).any(begins), "a key is left in {masked:?}");
     }

@@ -1,22 +1,22 @@
 //! One change: locked against other runs, justified by a fresh look, in the journal before and after.
 
-use crate::act::rule::Rule;
 use crate::act::run_lock::{Busy, Holder, Name, RunLock};
-use crate::action::{Action, ActionReport, ActionResult, Change, is_same_image};
-use crate::ceph::identity::{ImageIdentity, Same};
 use crate::ceph::image::{ImageFacts, ImageReading, Locker, Spec};
 use crate::ceph::lock::{NotBroken, break_stale_lock};
-use crate::clock::now;
 use crate::diagnose::owner;
 use crate::journal::{Intent, Journal, RunId};
 use crate::kernel::kmsg::{self, LogLine};
 use crate::kernel::messages::{self, About};
 use crate::kernel::{Mapping, device, sysfs};
-use crate::process::{Outcome, Runner, Status, Stream};
+use crate::observe::survey::{DiskFacts, Survey};
+use crate::plan::rule::Rule;
 use crate::pve::lock::{self, Held};
+use crate::rbd::action::{Action, ActionReport, ActionResult, Change, is_same_image};
+use crate::rbd::identity::{ImageIdentity, Same};
 use crate::reading::Reading;
-use crate::root::Root;
-use crate::survey::{DiskFacts, Survey};
+use crate::sys::process::{Outcome, Runner, Status, Stream};
+use crate::sys::root::Root;
+use crate::sys::time::now;
 use anyhow::Result;
 use nix::errno::Errno;
 use serde_json::json;
@@ -380,8 +380,8 @@ fn with_duration(result: ActionResult, took: Duration) -> ActionResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::Target;
     use crate::ceph::image::Spec;
+    use crate::rbd::action::Target;
 
     fn failed_with(change: Change) -> ActionReport {
         let spec = Spec { pool: "rbd".into(), namespace: None, image: "a".into() };
@@ -465,7 +465,7 @@ mod tests {
     impl Runner for Notes<'_> {
         fn run_watched(
             &self,
-            command: &crate::process::Command,
+            command: &crate::sys::process::Command,
             _: &mut dyn FnMut(Stream, &[u8]),
         ) -> Result<Outcome> {
             let file = self.0.path("/var/lock/qemu-server/lock-516.conf");

@@ -1,18 +1,17 @@
 //! Makes changes: observe, diagnose, plan, act, and observe again, until nothing is left to do.
 
 pub mod carry_out;
-pub mod rule;
 pub mod run_lock;
 
-use crate::act::rule::Rule;
-use crate::action::{Action, ActionReport, is_same_image};
-use crate::diagnose::code::Severity;
 use crate::diagnose::diagnose;
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::plan::plan;
-use crate::policy::Policy;
+use crate::finding_codes::Severity;
+use crate::observe::survey::Survey;
+use crate::plan::order::plan;
+use crate::plan::rule::Rule;
+use crate::rbd::action::{Action, ActionReport, is_same_image};
 use crate::report::GuestReport;
-use crate::survey::Survey;
+use crate::settings::policy::Policy;
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! Two runs of the tool on one image: one waits. A lock is a `flock` on a file in `/run/rbd-preflight/`, which
 //! the kernel frees when its process ends, however it ends. The files stay; an unlocked one means nothing.
 
-use crate::ceph::identity::ImageIdentity;
-pub use crate::private_dir::RUN;
-use crate::private_dir::{PrivateDir, file_name, lock_within};
-use crate::root::Root;
+use crate::rbd::identity::ImageIdentity;
+pub use crate::sys::private_dir::RUN;
+use crate::sys::private_dir::{PrivateDir, file_name, lock_within};
+use crate::sys::root::Root;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};

@@ -6,14 +6,14 @@
 //! `src/mon/MonCap.cc`, `doc/rados/operations/user-management`). A user may hardly ever read its own caps, so whoever
 //! is refused must ask as client.admin.
 
-use crate::ceph::background;
-use crate::ceph::binding::Cluster;
 use crate::ceph::connect::{connect, place};
-use crate::process::quoted;
+use crate::ceph::deadline;
+use crate::ceph::ffi::Cluster;
 use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::process::quoted;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -248,10 +248,10 @@ pub fn parse(answer: &[u8]) -> Option<Caps> {
 pub fn find_caps(root: &Root, connection: &Connection, user: &str, deadline: Duration) -> Reading<Caps> {
     let mut found = None;
     let job = Job { own: connection.clone(), admin: admin(root), user: user.to_owned(), deadline };
-    let work = move |tell: &std::sync::mpsc::Sender<_>, _: &background::Wanted| {
+    let work = move |tell: &std::sync::mpsc::Sender<_>, _: &deadline::Wanted| {
         let _ = tell.send(job.run());
     };
-    match background::run(deadline, work, |caps| found = Some(caps)) {
+    match deadline::run(deadline, work, |caps| found = Some(caps)) {
         Ok(_) => found.unwrap_or_else(|| Err(late(connection, user))).into(),
         Err(failure) => Reading::Unknown(failure),
     }

@@ -1,6 +1,6 @@
 //! What the monitors say of a cluster.
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
 

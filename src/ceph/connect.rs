@@ -1,6 +1,6 @@
 //! From a storage's connection to a connected cluster.
 
-use crate::ceph::binding::Cluster;
+use crate::ceph::ffi::Cluster;
 use crate::ceph::keyring::BYTE_ORDER_MARK;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Origin};

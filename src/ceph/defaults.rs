@@ -1,12 +1,12 @@
 //! What features a cluster gives new images, and who says so. Reads only.
 
-use crate::ceph::absence::decode_text;
-use crate::ceph::background;
-use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
-use crate::ceph::features::Features;
+use crate::ceph::deadline;
+use crate::ceph::ffi::{Cluster, Errno, Pool};
+use crate::ceph::missing::decode_text;
 use crate::ceph::monitors::{self, Held};
 use crate::pve::connection::Connection;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -45,11 +45,11 @@ pub fn read(connection: &Connection, pools: &[String], deadline: Duration) -> De
     let by_file = in_file(Some(connection.conf.as_deref()), &connection.user);
     let mut heard = None;
     let (asked, pools) = (connection.clone(), pools.to_vec());
-    let work = move |tell: &Sender<_>, _: &background::Wanted| {
+    let work = move |tell: &Sender<_>, _: &deadline::Wanted| {
         let _ = tell.send(ask(&asked, &pools, deadline));
     };
     let late = || Failure::errno(format!("ask {} for {OPTION}", place(connection)), 110);
-    let cluster = match background::run(deadline, work, |news| heard = Some(news)) {
+    let cluster = match deadline::run(deadline, work, |news| heard = Some(news)) {
         Ok(_) => heard.unwrap_or_else(|| Err(late())),
         Err(failure) => Err(failure),
     };

@@ -1,8 +1,8 @@
 //! What Ceph knows of one image.
 
-use crate::ceph::features::Features;
 use crate::kernel::Mapping;
 use crate::pve::guest::Disk;
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 use serde::{Deserialize, Serialize};
 

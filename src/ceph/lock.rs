@@ -2,13 +2,14 @@
 //!
 //! Never `rbd lock rm` or `rbd_lock_break`: those do not look whether the owner lives.
 
-use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Errno, Image};
 use crate::ceph::connect::{connect, place};
-use crate::ceph::facts::{read_lock, read_watchers};
-use crate::ceph::features::Features;
+use crate::ceph::deadline;
+use crate::ceph::deadline::Wanted;
+use crate::ceph::ffi::{Errno, Image};
 use crate::ceph::image::{Lock, Locker, Spec, Watcher};
+use crate::ceph::read_image::{read_lock, read_watchers};
 use crate::pve::connection::Connection;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -76,7 +77,7 @@ pub fn break_stale_lock(
     let work = move |tell: &std::sync::mpsc::Sender<_>, wanted: &Wanted| {
         let _ = tell.send(job.run(wanted));
     };
-    background::run(deadline, work, |told| outcome = Some(told)).map_err(NotBroken::Failed)?;
+    deadline::run(deadline, work, |told| outcome = Some(told)).map_err(NotBroken::Failed)?;
     outcome.unwrap_or_else(|| Err(NotBroken::Failed(late(connection, spec))))
 }
 

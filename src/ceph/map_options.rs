@@ -5,14 +5,15 @@
 //! `src/tools/rbd/action/Kernel.cc`): the image's own value, else its pool's, else what ceph.conf and the monitors say.
 //! The strongest holds whole; nothing is merged. Run so on 16.2.15 and 20.2.4.
 
-use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
+use crate::ceph::deadline;
+use crate::ceph::deadline::Wanted;
 use crate::ceph::defaults::own_value;
+use crate::ceph::ffi::{Cluster, Errno, Pool};
 use crate::ceph::image::Spec;
-use crate::process::{Command, Outcome, Runner, System};
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Reading};
+use crate::sys::process::{Command, Outcome, Runner, System};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -40,7 +41,7 @@ pub fn read_map_options(
             *place = reading;
         }
     };
-    if let Err(failure) = background::run(deadline, move |tell, wanted| job.run(tell, wanted), hear) {
+    if let Err(failure) = deadline::run(deadline, move |tell, wanted| job.run(tell, wanted), hear) {
         all.fill(Reading::Unknown(failure));
     }
     all

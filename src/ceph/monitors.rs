@@ -1,9 +1,9 @@
 //! What the monitors answer, and the options that hold on a connection.
 
-use crate::ceph::alive::bare_address;
-use crate::ceph::binding::Cluster;
 use crate::ceph::cluster::{BlocklistEntry, Health};
-use crate::ceph::features::Features;
+use crate::ceph::ffi::Cluster;
+use crate::rbd::features::Features;
+use crate::rbd::lock::bare_address;
 use crate::reading::{Failure, Reading};
 use serde::Deserialize;
 use std::collections::BTreeMap;

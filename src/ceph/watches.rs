@@ -6,16 +6,17 @@
 //! lock, one short request: whoever writes to an image with exclusive-lock owns that. Who watches the images whose locks such
 //! a client owns is then asked by `rados`, and of those that nobody has locked as many as there is time for.
 
-use crate::ceph::alive::bare_address;
-use crate::ceph::background::{self, Wanted};
-use crate::ceph::binding::{Cluster, Errno, Pool};
 use crate::ceph::connect::{connect, place};
+use crate::ceph::deadline;
+use crate::ceph::deadline::Wanted;
+use crate::ceph::ffi::{Cluster, Errno, Pool};
 use crate::ceph::image::{Spec, Watcher};
-use crate::ceph::list;
-use crate::ceph::read::{PoolName, side_by_side};
-use crate::process::{Command, Runner, Status, System};
+use crate::ceph::image_names;
+use crate::ceph::read_cluster::{PoolName, side_by_side};
 use crate::pve::connection::{Connection, arguments};
+use crate::rbd::lock::bare_address;
 use crate::reading::{Failure, Reading};
+use crate::sys::process::{Command, Runner, Status, System};
 use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,7 +70,7 @@ pub fn read_watches(connection: &Connection, search: &Search, deadline: Duration
         News::Closed(pool, failure) => closed.push((pool, failure)),
         News::Over => over = true,
     };
-    if let Err(failure) = background::run(deadline, move |tell, wanted| job.run(tell, wanted), hear) {
+    if let Err(failure) = deadline::run(deadline, move |tell, wanted| job.run(tell, wanted), hear) {
         return Reading::Unknown(failure);
     }
     let late = |what: &str| Failure::errno(format!("{what} {}", place(connection)), ETIMEDOUT);
@@ -211,7 +212,7 @@ fn listed(session: &Arc<Cluster>, pool: &str, namespace: Option<&str>) -> Result
         Err(ENOENT) => return Ok(Vec::new()),
         Err(errno) => return Err(Failure::errno(format!("look into the pool {pool}"), errno)),
     };
-    let all = list::images(&ioctx)?.into_iter().map(|(image, id)| Listed {
+    let all = image_names::images(&ioctx)?.into_iter().map(|(image, id)| Listed {
         pool: ioctx.clone(),
         spec: Spec { pool: pool.to_owned(), namespace: namespace.map(str::to_owned), image },
         id,

@@ -5,8 +5,8 @@
 //! `src/include/addr_parsing.c`; run on 16.2.15): a list of nothing but addresses is taken as it is; in any other each entry
 //! is asked of the resolver, and one that does not resolve refuses the whole list.
 
-use crate::ceph::binding;
 use crate::ceph::conf::{first_junk, settings, strongest};
+use crate::ceph::ffi;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Origin, Reading};
 use serde::{Deserialize, Serialize};
@@ -327,7 +327,7 @@ fn ask_for(name: &str) -> Receiver<Resolved> {
 }
 
 fn lookup(name: &str) -> Resolved {
-    match binding::resolve(name) {
+    match ffi::resolve(name) {
         Ok(addresses) => Resolved::At(addresses),
         Err(failed) if failed.for_good => Resolved::Unknown(failed.words),
         Err(failed) => Resolved::NotNow(failed.words),

@@ -1,13 +1,14 @@
 //! `attach` and `detach`: make our snippet a guest's hookscript, and give back the one that it had.
 
-use crate::attach::{self, Decision, Extent, Facts, Hookscript, Step, with_earlier};
-use crate::chain::{self, is_ours};
 use crate::cli::{Attach, Detach, Guests, Manner};
 use crate::commands::confirm::confirm;
 use crate::commands::session;
 use crate::commands::snippet::{Place, elsewhere, not_on_path};
 use crate::exit::{Coded, Exit};
-use crate::process::{Failed, Runner, System};
+use crate::hook::attach;
+use crate::hook::attach::{Decision, Extent, Facts, Hookscript, Step, with_earlier};
+use crate::hook::earlier;
+use crate::hook::earlier::is_ours;
 use crate::pve::guest::Guest;
 use crate::pve::load::load;
 use crate::pve::node::{all_guests, node_name, quorate};
@@ -17,8 +18,9 @@ use crate::reading::Reading;
 use crate::report::attach::{Outcome, Report, Row};
 use crate::report::json::printed;
 use crate::report::text;
-use crate::root::Root;
 use crate::settings::{Mode, Settings};
+use crate::sys::process::{Failed, Runner, System};
+use crate::sys::root::Root;
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 
@@ -102,7 +104,7 @@ impl<'a> Here<'a> {
         }
         let others = all_guests(self.root)?.into_iter().filter(|guest| guest.node != self.extent.node);
         let asked = others.filter_map(|guest| session::guest(self.root, guest.vmid).ok()?.hookscript);
-        Ok(asked.filter(|volid| chain::ours(volid).is_some_and(|ours| ours.storage == storage)).collect())
+        Ok(asked.filter(|volid| earlier::ours(volid).is_some_and(|ours| ours.storage == storage)).collect())
     }
 
     fn facts(&self, vmid: u32) -> Result<Facts> {
@@ -116,7 +118,7 @@ impl<'a> Here<'a> {
             has_rbd: !guest.disks.is_empty(),
             off,
             hookscript: self.hookscript(&guest),
-            left_behind: chain::left_behind(self.root, vmid).map_err(|error| format!("{error:#}")),
+            left_behind: earlier::left_behind(self.root, vmid).map_err(|error| format!("{error:#}")),
             node: guest.node,
             name: guest.name,
         })
@@ -125,7 +127,7 @@ impl<'a> Here<'a> {
     fn hookscript(&self, guest: &Guest) -> Option<Hookscript> {
         let volid = guest.hookscript.clone()?;
         let path = snippet::path(&self.storages, &volid);
-        let named = chain::ours(&volid);
+        let named = earlier::ours(&volid);
         let ours = named.is_some() || path.as_ref().is_ok_and(|path| is_ours(&self.root.path(path)));
         let trouble = path.and_then(|path| snippet::check(self.root, &path, &volid)).err();
         Some(Hookscript { volid, ours, earlier: named.and_then(|ours| ours.earlier), trouble })
@@ -161,7 +163,7 @@ impl Work {
                 Decision::Skip(_) | Decision::Refuse(_) => None,
             }
         });
-        let names = names.filter(|volid| chain::ours(volid).is_some());
+        let names = names.filter(|volid| earlier::ours(volid).is_some());
         let names: BTreeSet<&String> = names.chain(elsewhere).collect();
         names.into_iter().map(|volid| Place::of(storages, volid)).collect()
     }
@@ -236,7 +238,7 @@ fn carry_out(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut R
 
 fn take(root: &Root, facts: &Facts, step: &Step) -> Result<()> {
     match step {
-        Step::Forget => chain::forget(root, facts.vmid),
+        Step::Forget => earlier::forget(root, facts.vmid),
         Step::Set(_) | Step::Delete => match step.command(facts.kind, facts.vmid) {
             Some(command) => System.run(&command)?.check().map(drop),
             None => Ok(()),
@@ -256,7 +258,7 @@ fn verify(root: &Root, facts: &Facts, steps: &[Step]) -> Result<Option<String>> 
         let found = found.as_deref().unwrap_or("none");
         bail!("PVE reported success, but its config names the hookscript {found}");
     }
-    Ok(found.and_then(|volid| chain::ours(&volid)?.earlier))
+    Ok(found.and_then(|volid| earlier::ours(&volid)?.earlier))
 }
 
 fn describe(done: &str, steps: &[Step], earlier: Option<&str>) -> String {
@@ -265,7 +267,7 @@ fn describe(done: &str, steps: &[Step], earlier: Option<&str>) -> String {
             "what an earlier version remembered for its number is forgotten; {}",
             with_earlier("nothing else was changed", earlier)
         ),
-        [Step::Set(volid), ..] if chain::ours(volid).is_none() => {
+        [Step::Set(volid), ..] if earlier::ours(volid).is_none() => {
             format!("{done}; its hookscript is {volid} again")
         }
         _ => with_earlier(done, earlier),

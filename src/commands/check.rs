@@ -1,24 +1,25 @@
 //! `check`: what would stop a start, and what repair would do. Reads only.
 
-use crate::action::{ActionReport, ActionResult};
 use crate::cli::{Check, Filter};
-use crate::clock;
-use crate::commands::fleet::{self, Manner, Seen};
+use crate::commands::many_guests;
+use crate::commands::many_guests::{Manner, Seen};
 use crate::commands::session::{self, Session};
-use crate::diagnose::code::Code;
 use crate::diagnose::diagnose;
 use crate::diagnose::finding::Finding;
+use crate::diagnose::verdict::{Verdict, exit_code};
 use crate::exit::Exit;
-use crate::plan::plan;
-use crate::policy::Policy;
+use crate::finding_codes::Code;
+use crate::observe::survey::Survey;
+use crate::plan::order::plan;
 use crate::pve::node::all_guests;
-use crate::report::fleet::Unread;
+use crate::rbd::action::{ActionReport, ActionResult};
+use crate::report::many_guests::Unread;
 use crate::report::text::Detail;
 use crate::report::{self, GuestReport, json, plain, text};
-use crate::root::Root;
 use crate::settings::Settings;
-use crate::survey::Survey;
-use crate::verdict::{Verdict, exit_code};
+use crate::settings::policy::Policy;
+use crate::sys::root::Root;
+use crate::sys::time;
 use anyhow::{Context, Result};
 use std::cmp::Reverse;
 use std::path::Path;
@@ -47,7 +48,7 @@ pub fn run(root: &Root, options: &Check) -> Result<Exit> {
 /// Checks many guests over one connection to each cluster.
 fn many(root: &Root, options: &Check) -> Result<Exit> {
     anyhow::ensure!(options.save_survey.is_none(), "--save-survey is for one guest");
-    let (began, at) = (Instant::now(), clock::now().as_secs());
+    let (began, at) = (Instant::now(), time::now().as_secs());
     let files = if options.cluster { all_guests(root)? } else { session::files(root, &options.guests)? };
     let whole = options.guests.all || options.cluster;
     let manner = Manner {
@@ -56,11 +57,11 @@ fn many(root: &Root, options: &Check) -> Result<Exit> {
         orphans: whole,
         quiet: options.quiet || options.json || options.prometheus,
     };
-    let Seen { mut reports, unread, findings } = fleet::look(root, &files, manner)?;
+    let Seen { mut reports, unread, findings } = many_guests::look(root, &files, manner)?;
     reports.retain(|report| wanted(report, &options.filter));
     reports.sort_by_key(|report| (Reverse(report.verdict()), report.survey.guest.vmid));
     if options.json {
-        outln!("{}", json::printed(&report::fleet::json(&reports, &unread, &findings)));
+        outln!("{}", json::printed(&report::many_guests::json(&reports, &unread, &findings)));
     } else if options.prometheus {
         let took = began.elapsed().as_secs_f64();
         out!("{}", report::prometheus::text(&reports, &unread, &findings, at, took));
@@ -88,7 +89,7 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
         let told = |report: &&GuestReport| !options.quiet || report.verdict() != Verdict::Ready;
         let shown: Vec<&GuestReport> = reports.iter().filter(told).collect();
         let width = crate::stdout::width();
-        out!("{}", report::fleet::text(&shown, unread, findings, width));
+        out!("{}", report::many_guests::text(&shown, unread, findings, width));
     }
     if named || options.verbose {
         for report in reports {
@@ -143,11 +144,11 @@ fn saved(file: &Path) -> Result<GuestReport> {
     let survey: Survey = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a survey of this version of rbd-preflight", file.display()))?;
     anyhow::ensure!(
-        survey.schema == crate::survey::SCHEMA,
+        survey.schema == crate::observe::survey::SCHEMA,
         "{} is a survey of schema {}, this rbd-preflight reads {}",
         file.display(),
         survey.schema,
-        crate::survey::SCHEMA
+        crate::observe::survey::SCHEMA
     );
     let policy = Policy::new(Settings::default().for_guest(survey.guest.vmid, survey.storages.keys()));
     Ok(assess(survey, &policy))

@@ -4,7 +4,7 @@ use crate::cli::Disks;
 use crate::commands::session;
 use crate::exit::Exit;
 use crate::report::{json, text};
-use crate::root::Root;
+use crate::sys::root::Root;
 use anyhow::Result;
 
 /// Prints the disks of a guest.

@@ -4,11 +4,11 @@ use crate::cli::Doctor;
 use crate::commands::snippet::{Place, elsewhere};
 use crate::doctor::{examine, fails, gather::gather};
 use crate::exit::Exit;
-use crate::process::{System, find};
 use crate::pve::storage::StorageConfig;
 use crate::report::attach::OtherNode;
 use crate::report::{doctor, json};
-use crate::root::Root;
+use crate::sys::process::{System, find};
+use crate::sys::root::Root;
 use anyhow::Result;
 
 /// Prints each check; something that fails is exit 1.

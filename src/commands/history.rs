@@ -1,14 +1,14 @@
 //! `history`: what was changed, when, and what came of it.
 
 use crate::cli::History;
-use crate::clock::now;
 use crate::exit::Exit;
-use crate::history::{Filter, Run, runs};
+use crate::journal::runs::{Filter, Run, runs};
 use crate::journal::{Journal, RunId};
 use crate::report::json::printed;
 use crate::report::{history, plain};
-use crate::root::Root;
-use crate::when::When;
+use crate::sys::dates::When;
+use crate::sys::root::Root;
+use crate::sys::time::now;
 use anyhow::{Context, Result};
 
 /// Prints what the journal of this node tells.

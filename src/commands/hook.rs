@@ -2,22 +2,22 @@
 //! certain to fail or certain to be unsafe.
 
 use crate::act;
-use crate::action::{ActionReport, Change};
-use crate::chain::Call;
 use crate::cli::Hook;
 use crate::commands::check::assess;
+use crate::commands::live::RealWorld;
 use crate::commands::session::{self, Session};
-use crate::commands::world::RealWorld;
-use crate::context::{Situation, situation};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::verdict::{Verdict, exit_code};
 use crate::exit::Exit;
-use crate::meant;
-use crate::policy::Scope;
+use crate::finding_codes::{Code, Severity};
+use crate::hook::earlier::Call;
+use crate::hook::meant;
+use crate::hook::situation::{Situation, situation};
+use crate::rbd::action::{ActionReport, Change};
 use crate::report::{GuestReport, plain, text};
-use crate::root::Root;
+use crate::settings::policy::Scope;
 use crate::settings::{Mode, OnError, Resolved};
-use crate::verdict::{Verdict, exit_code};
+use crate::sys::root::Root;
 use anyhow::{Result, anyhow};
 use std::cell::Cell;
 use std::collections::BTreeSet;

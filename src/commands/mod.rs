@@ -20,21 +20,21 @@ mod confirm;
 mod defaults;
 mod disks;
 mod doctor;
-mod fleet;
 mod history;
 mod hook;
+mod live;
 mod logging;
+mod many_guests;
 mod quorum;
 mod repair;
 mod session;
 mod snippet;
 mod start;
 mod undo;
-mod world;
 
 use crate::cli::{Cli, Command};
 use crate::exit::{self, Exit};
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::fmt;
 use std::io::{self, Write as _};
 

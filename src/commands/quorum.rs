@@ -2,7 +2,7 @@
 
 use crate::pve::node::{is_clustered, pve_has_quorum, quorate};
 use crate::reading::Reading;
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 

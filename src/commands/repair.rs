@@ -1,22 +1,22 @@
 //! `repair`: mends what is safe to mend, shows it first, and asks.
 
 use crate::act;
-use crate::action::{ActionReport, ActionResult};
 use crate::cli::{Guests, Repair};
 use crate::commands::check::assess;
 use crate::commands::confirm::confirm;
+use crate::commands::live::RealWorld;
 use crate::commands::session::{self, Session};
-use crate::commands::world::RealWorld;
-use crate::commands::{fleet, quorum};
+use crate::commands::{many_guests, quorum};
 use crate::diagnose::budget;
-use crate::diagnose::code::Severity;
+use crate::diagnose::verdict::exit_code;
 use crate::exit::{self, Exit};
-use crate::policy::Policy;
+use crate::finding_codes::Severity;
 use crate::pve::ha;
+use crate::rbd::action::{ActionReport, ActionResult};
 use crate::report::text::Detail;
 use crate::report::{GuestReport, json, plain, text};
-use crate::root::Root;
-use crate::verdict::exit_code;
+use crate::settings::policy::Policy;
+use crate::sys::root::Root;
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -170,12 +170,12 @@ impl FirstLook {
     fn take(root: &Root, vmids: &[u32], options: &Repair, at_most: Option<Duration>) -> Self {
         let look = || -> Result<Vec<GuestReport>> {
             let files = session::files(root, &Guests { vmids: vmids.to_vec(), all: false })?;
-            let manner = fleet::Manner {
+            let manner = many_guests::Manner {
                 at_most,
                 quiet: options.quiet || options.manner.json,
-                ..fleet::Manner::default()
+                ..many_guests::Manner::default()
             };
-            Ok(fleet::look(root, &files, manner)?.reports)
+            Ok(many_guests::look(root, &files, manner)?.reports)
         };
         let reports = if vmids.len() > 1 { look().unwrap_or_default() } else { Vec::new() };
         let by_guest = reports.into_iter().map(|report| (report.survey.guest.vmid, report));
@@ -293,9 +293,9 @@ fn outcome(report: &GuestReport) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::action::{Action, Change, Target};
-    use crate::ceph::features::Features;
     use crate::ceph::image::Spec;
+    use crate::rbd::action::{Action, Change, Target};
+    use crate::rbd::features::Features;
     use crate::settings::Resolved;
 
     fn seconds(seconds: u64) -> Duration {

@@ -2,17 +2,18 @@
 
 use crate::ceph::image::Spec;
 use crate::cli::Guests;
-use crate::diagnose::code::Code;
 use crate::exit::{Coded, Exit};
+use crate::finding_codes::Code;
 use crate::kernel;
-use crate::policy::{Policy, Scope};
-use crate::process::System;
+use crate::observe::gather::{gather_node, gather_some};
+use crate::observe::survey::Survey;
 use crate::pve::guest::{Access, Guest};
 use crate::pve::load::load;
 use crate::pve::node::{GuestFile, find_guest, guests_of_node, node_name};
-use crate::root::Root;
+use crate::settings::policy::{Policy, Scope};
 use crate::settings::{Mode, Settings};
-use crate::survey::{Survey, gather_node, gather_some};
+use crate::sys::process::System;
+use crate::sys::root::Root;
 use anyhow::{Context, Result};
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
 //! Our snippet: put where Proxmox VE takes hookscripts from, and looked for on the other nodes.
 
-use crate::chain::{NAME, SNIPPET, is_ours};
 use crate::exit::{Coded, Exit};
-use crate::process::{Command, Runner, quoted};
+use crate::hook::earlier::{NAME, SNIPPET, is_ours};
 use crate::pve::snippet;
 use crate::pve::storage::StorageConfig;
 use crate::report::attach::{OtherNode, Placed, Presence};
-use crate::root::Root;
+use crate::sys::process::{Command, Runner, quoted};
+use crate::sys::root::Root;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeMap;

@@ -1,21 +1,21 @@
 //! `start`: repair, start, and if that fails find out why, and try again while there is something to try.
 
-use crate::action::{ActionReport, ActionResult};
 use crate::cli::Start;
-use crate::clock::jitter;
 use crate::commands::confirm::confirm;
+use crate::commands::live::RealWorld;
 use crate::commands::session::Session;
-use crate::commands::world::RealWorld;
+use crate::diagnose::verdict::exit_code;
 use crate::exit::{Coded, Exit};
 use crate::kernel::kmsg;
-use crate::ladder::{Begin, Rung, begin, hopeless, pause_before, rung};
-use crate::process::{Command, Runner, System};
+use crate::plan::tries::{Begin, Rung, begin, hopeless, pause_before, rung};
 use crate::pve::ha::{self, Way};
 use crate::pve::node::running;
+use crate::rbd::action::{ActionReport, ActionResult};
 use crate::reading::Reading;
 use crate::report::{GuestReport, json, plain, text};
-use crate::root::Root;
-use crate::verdict::exit_code;
+use crate::sys::process::{Command, Runner, System};
+use crate::sys::root::Root;
+use crate::sys::time::jitter;
 use crate::{act, report};
 use anyhow::Result;
 use serde_json::json;
@@ -108,7 +108,7 @@ fn repair(session: &Session, options: &Start, deadline: Instant) -> Result<Guest
     world.on_action(|action| tell(options, &text::action(action)));
     world.on_wait(|wait| tell(options, &text::second_look(wait)));
     let report = act::repair(&mut world, &session.policy)?;
-    for finding in report.findings.iter().filter(|f| f.severity > crate::diagnose::code::Severity::Note) {
+    for finding in report.findings.iter().filter(|f| f.severity > crate::finding_codes::Severity::Note) {
         text::finding(finding).lines().for_each(|line| tell(options, line));
     }
     Ok(report)
@@ -116,7 +116,7 @@ fn repair(session: &Session, options: &Start, deadline: Instant) -> Result<Guest
 
 /// What stops the start, in short.
 fn why(report: &GuestReport) -> String {
-    let stops = report.findings.iter().filter(|f| f.severity >= crate::diagnose::code::Severity::Blocker);
+    let stops = report.findings.iter().filter(|f| f.severity >= crate::finding_codes::Severity::Blocker);
     let told: Vec<String> =
         stops.map(|f| format!("{}: {}", f.disk.as_deref().unwrap_or("guest"), f.code)).collect();
     told.join(", ")

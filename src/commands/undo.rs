@@ -1,18 +1,18 @@
 //! `undo`: puts the features back that a run has changed.
 
 use crate::act;
-use crate::action::{ActionReport, ActionResult};
 use crate::cli;
 use crate::commands::confirm::confirm;
 use crate::commands::history;
+use crate::commands::live::RealWorld;
 use crate::commands::session::Session;
-use crate::commands::world::RealWorld;
 use crate::exit::{Coded, Exit};
-use crate::history::{Run, State};
-use crate::plan::plan;
+use crate::journal::runs::{Run, State};
+use crate::observe::survey::Survey;
+use crate::plan::order::plan;
+use crate::rbd::action::{ActionReport, ActionResult};
 use crate::report::{plain, text};
-use crate::root::Root;
-use crate::survey::Survey;
+use crate::sys::root::Root;
 use crate::undo::{ImageUndo, Undo, Verdict};
 use anyhow::{Context, Result};
 use std::io::Write as _;
@@ -69,7 +69,7 @@ fn find<'a>(runs: &'a [Run], name: &str) -> Result<&'a Run> {
     Ok(run)
 }
 
-fn planned(image: &ImageUndo) -> &[crate::action::Action] {
+fn planned(image: &ImageUndo) -> &[crate::rbd::action::Action] {
     match &image.verdict {
         Verdict::Change(actions) => actions,
         _ => &[],

@@ -1,12 +1,12 @@
 //! How much of the time before a start goes to rebuilding object maps: one budget for all disks of the guest, less what
 //! this run has spent. A rebuild that is cut off leaves a lock and a watch behind, for which the start has to wait.
 
-use crate::action::{Action, ActionReport, Change};
 use crate::ceph::image::ImageReading;
-use crate::diagnose::code::Code;
 use crate::diagnose::finding::Finding;
-use crate::policy::Policy;
-use crate::survey::Survey;
+use crate::finding_codes::Code;
+use crate::observe::survey::Survey;
+use crate::rbd::action::{Action, ActionReport, Change};
+use crate::settings::policy::Policy;
 use std::time::Duration;
 
 /// Objects that a rebuild looks at in a second, reckoned low: a loaded cluster of hard disks still does that.

@@ -1,12 +1,12 @@
 //! This node's kernel clients that are on the OSD blocklist, each told by itself.
 
-use crate::action::{Action, ActionReport};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::mapping::{kept, told, unmap};
 use crate::diagnose::sharing::{Client, clients, takes};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::client::Sharing;
-use crate::survey::Survey;
+use crate::observe::survey::Survey;
+use crate::rbd::action::{Action, ActionReport};
 
 /// Findings about this node's dead kernel clients, of every cluster that the guest's disks lie in. `forbidden` is why
 /// nothing may be unmapped for this guest.

@@ -1,13 +1,13 @@
 //! What there is to say of the clusters.
 
 use crate::ceph::cluster::{BlocklistEntry, ClusterFacts, FULL, Health};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::connecting;
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::kernel::blocklist::entry_of_host;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::{StorageFacts, Survey};
 use crate::pve::guest::Access;
+use crate::rbd::blocklist::entry_of_host;
 use crate::reading::{Failure, Reading};
-use crate::survey::{StorageFacts, Survey};
 use nix::errno::Errno;
 use std::collections::BTreeSet;
 
@@ -62,7 +62,7 @@ fn silent(survey: &Survey, cluster: usize, failure: &Failure, named: &str) -> Ve
 
 /// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.
 fn lock_to_break(survey: &Survey, cluster: usize) -> bool {
-    let here = |disk: &&crate::survey::DiskFacts| {
+    let here = |disk: &&crate::observe::survey::DiskFacts| {
         disk.disk.access != Access::Krbd
             && survey.storages.get(&disk.disk.storage).is_some_and(|storage| storage.cluster == cluster)
     };

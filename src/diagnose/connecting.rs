@@ -5,13 +5,13 @@
 use crate::ceph::keyring::{Key, Keyring};
 use crate::ceph::way::{Answer, Host, Knock, Named, Resolved, Way};
 use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::process::Command;
+use crate::finding_codes::{Code, Severity};
 use crate::pve::connection::Connection;
 use crate::pve::keyring::{KeyringFacts, rewrite_command};
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Origin, Reading};
+use crate::sys::process::Command;
 use nix::errno::Errno;
 
 /// A storage whose cluster could not be asked, and all that is known of the way there.

@@ -1,11 +1,11 @@
 //! Features: what the kernel cannot map, what PVE wants, what is flagged invalid.
 
-use crate::action::Change;
-use crate::ceph::features::{Change as Changeable, Features};
-use crate::diagnose::code::Code;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
+use crate::finding_codes::Code;
 use crate::kernel::version::pve_target;
+use crate::rbd::action::Change;
+use crate::rbd::features::{Change as Changeable, Features};
 use crate::reading::Reading;
 
 /// What only Ceph's own progress mends; these have codes of their own.

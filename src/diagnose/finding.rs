@@ -1,7 +1,7 @@
 //! A finding: what is wrong, where, how grave, and what mends it.
 
-use crate::action::Action;
-use crate::diagnose::code::{Code, Severity};
+use crate::finding_codes::{Code, Severity};
+use crate::rbd::action::Action;
 use serde::Serialize;
 
 /// How a finding is mended.

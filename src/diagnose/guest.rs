@@ -1,11 +1,11 @@
 //! What there is to say of the guest itself, before any image is looked at.
 
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate::HARMLESS_LOCKS;
+use crate::diagnose::safety::HARMLESS_LOCKS;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::guest::{Note, Refusal, RefusalKind};
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
 
 /// Findings about the guest, its config and its node.
 pub fn findings(survey: &Survey) -> Vec<Finding> {

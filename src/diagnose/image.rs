@@ -1,21 +1,21 @@
 //! One image as the rules look at it, and what there is to say before its features and locks.
 
-use crate::action::{Action, ActionReport, Change, Target};
-use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, ImageReading, Spec, Trashed, Watcher};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::owner::{self, Life};
-use crate::diagnose::{cluster, features, gate, known, lock, rights};
+use crate::diagnose::{cluster, features, known, lock, rights, safety};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
-use crate::policy::{Policy, Scope};
-use crate::process::Command;
+use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::{Access, Role};
+use crate::rbd::action::{Action, ActionReport, Change, Target};
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 use crate::settings::DiskSettings;
-use crate::survey::{DiskFacts, StorageFacts, Survey};
-use crate::when;
+use crate::settings::policy::{Policy, Scope};
+use crate::sys::dates;
+use crate::sys::process::Command;
 use nix::errno::Errno;
 
 /// Why a change is left for later at boot.
@@ -61,7 +61,7 @@ impl<'a> Image<'a> {
         let Some(ImageReading::Found(facts)) = &disk.reading else { return None };
         let storage = survey.storages.get(&disk.disk.storage)?;
         let mapped = survey.mapped(disk);
-        let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| gate::guest_forbids(survey));
+        let guest_forbidden = policy.forbids(&storage.section.id).or_else(|| safety::guest_forbids(survey));
         let mirror_daemons = mirror_daemons(disk, facts);
         let forbids = |harmless: &[Watcher]| {
             let by_guest = guest_forbidden.clone();
@@ -260,7 +260,7 @@ fn image_forbids(
     mapped: &Reading<Vec<Mapping>>,
     harmless: &[Watcher],
 ) -> Option<String> {
-    gate::image_forbids(&disk.spec()?, facts, mapped, harmless).or_else(|| owner::forbids(survey, disk))
+    safety::image_forbids(&disk.spec()?, facts, mapped, harmless).or_else(|| owner::forbids(survey, disk))
 }
 
 /// rbd-mirror's daemons among those who watch an image. Whoever owns its lock is none, whatever else it is: it writes.
@@ -342,10 +342,10 @@ fn in_trash(survey: &Survey, disk: &DiskFacts, spec: &str, trashed: &[Trashed]) 
             source => format!(", by {source}"),
         };
         let kept = match trashed.kept_until > trashed.deleted {
-            true => format!("kept until {}", when::shown(trashed.kept_until)),
+            true => format!("kept until {}", dates::shown(trashed.kept_until)),
             false => "may be purged at any time".to_owned(),
         };
-        format!("the id {}, moved there {}{by}, {kept}", trashed.id, when::shown(trashed.deleted))
+        format!("the id {}, moved there {}{by}, {kept}", trashed.id, dates::shown(trashed.deleted))
     };
     let told: Vec<String> = trashed.iter().map(entry).collect();
     let finding =

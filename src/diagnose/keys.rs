@@ -3,14 +3,14 @@
 
 use crate::ceph::keyring::{Key, Keyring};
 use crate::ceph::qemu_keyring::NoKeyForQemu;
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::key_types;
-use crate::process::quoted;
+use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::guest::{Access, Kind, Role};
 use crate::pve::keyring::rewrite_command;
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, StorageFacts, Survey};
+use crate::sys::process::quoted;
 
 /// Findings about the key of each storage that a disk of the guest's lies on.
 pub fn findings(survey: &Survey) -> Vec<Finding> {

@@ -1,19 +1,19 @@
 //! Who has the image open, who owns its lock, and whether that owner is still there.
 
-use crate::action::{Change, LockOwner};
-use crate::ceph::alive::watcher_of;
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark};
-use crate::ceph::features::Features;
 use crate::ceph::image::{ImageFacts, Locker, Watcher};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate::external_locker;
 use crate::diagnose::image::Image;
 use crate::diagnose::owner::{Life, blocklist_of, is_to_be_open, life, unwatching};
+use crate::diagnose::safety::external_locker;
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
-use crate::kernel::blocklist::entry_of;
+use crate::observe::survey::DiskFacts;
+use crate::rbd::action::{Change, LockOwner};
+use crate::rbd::blocklist::entry_of;
+use crate::rbd::features::Features;
+use crate::rbd::lock::watcher_of;
 use crate::reading::Reading;
-use crate::survey::DiskFacts;
 use nix::errno::Errno;
 
 /// Findings about the image's users and its lock.

@@ -1,14 +1,14 @@
 //! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
 
-use crate::action::{ActionReport, ActionResult, Change};
-use crate::ceph::features::Features;
 use crate::ceph::keyring::Key;
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::lock;
 use crate::diagnose::rbd_words::{RbdWord, word};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::messages::{KernelMessage, parse};
+use crate::rbd::action::{ActionReport, ActionResult, Change};
+use crate::rbd::features::Features;
 use nix::errno::Errno;
 
 /// What the last failed map of an image has come to, if it was not followed by a change that may have mended it. While

@@ -1,19 +1,19 @@
 //! What this node's kernel has mapped of a guest's images, and what came of mapping more.
 
-use crate::action::{Action, ActionResult, Change, Target};
 use crate::ceph::image::Spec;
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::map_failure;
 use crate::diagnose::sharing::{clients, rxbounce, takes};
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, Sharing};
 use crate::kernel::holders::{Holder, Process};
-use crate::policy::Scope;
+use crate::observe::survey::Survey;
 use crate::pve::guest::{Kind, Role};
+use crate::rbd::action::{Action, ActionResult, Change, Target};
 use crate::reading::Reading;
-use crate::survey::Survey;
+use crate::settings::policy::Scope;
 
 /// From a map to the moment when its device is opened, in seconds: what PVE and people do in between takes a few.
 const FRESH: u64 = 10;

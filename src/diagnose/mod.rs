@@ -1,9 +1,8 @@
 //! What is wrong with what was seen. Pure: no clock, no file, no socket.
 
 pub mod budget;
-pub mod code;
 pub mod finding;
-pub mod gate;
+pub mod safety;
 
 mod client;
 mod cluster;
@@ -23,12 +22,13 @@ pub mod rights;
 mod sharing;
 pub mod stops;
 mod stranger;
+pub mod verdict;
 
-use crate::policy::Policy;
+use crate::finding_codes::Severity;
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::reading::Reading;
 use crate::settings::Mode;
-use crate::survey::{DiskFacts, Survey};
-use code::Severity;
+use crate::settings::policy::Policy;
 use finding::{Finding, RemedyKind};
 use image::Image;
 use std::borrow::Cow;
@@ -53,7 +53,8 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     stops::only_what_is_sure(survey, &mut findings);
     if findings.iter().any(|f| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic) {
         // A guest that will not start needs no disk mapped.
-        let maps = findings.iter_mut().filter(|finding| finding.code == code::Code::NotMapped);
+        let maps =
+            findings.iter_mut().filter(|finding| finding.code == crate::finding_codes::Code::NotMapped);
         maps.for_each(|finding| finding.remedy.withhold("the guest will not start".to_owned()));
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -93,7 +94,7 @@ fn is_ignored(survey: &Survey, policy: &Policy, finding: &Finding) -> bool {
 fn forbidden_here(survey: &Survey, policy: &Policy) -> Option<String> {
     let storages = survey.storages.keys().map(String::as_str);
     let by_settings = storages.filter_map(|storage| policy.forbids(storage)).next();
-    by_settings.or_else(|| gate::guest_forbids(survey))
+    by_settings.or_else(|| safety::guest_forbids(survey))
 }
 
 /// What there is to say of one disk.
@@ -109,7 +110,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
         findings.extend(mapping::findings(&image, policy.map));
     }
     if disk.disk.before_hook && findings.iter().any(|finding| finding.severity > Severity::Note) {
-        findings.push(Finding::new(code::Code::CloudinitBeforeHook, String::new()));
+        findings.push(Finding::new(crate::finding_codes::Code::CloudinitBeforeHook, String::new()));
     }
     let plainly_wrong = disk.disk.pve_drops.as_ref().is_some_and(|dropped| !dropped.unknown_option);
     for finding in &mut findings {

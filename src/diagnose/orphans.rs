@@ -1,10 +1,10 @@
 //! Images that are named after guests which are not there.
 
 use crate::ceph::image::Spec;
-use crate::diagnose::code::Code;
 use crate::diagnose::finding::Finding;
+use crate::finding_codes::Code;
+use crate::observe::gather::{Listed, Names};
 use crate::reading::Reading;
-use crate::survey::{Listed, Names};
 use std::collections::BTreeSet;
 
 /// A note on each image whose name says that it is a guest's (`vm-516-disk-0`, `base-516-disk-0`), where no node of

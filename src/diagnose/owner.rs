@@ -5,14 +5,14 @@
 //! A client is dead only if nothing that was read speaks for its life, twice, as far apart as an OSD keeps the watch of a
 //! client that it does not hear of: one that lost its watch by a hitch of the network has it back by then.
 
-use crate::action::{Action, Change};
-use crate::ceph::alive::{same_client, watcher_of};
 use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::{ImageFacts, ImageReading, Locker};
-use crate::diagnose::gate::external_locker;
-use crate::kernel::blocklist::entry_of;
+use crate::diagnose::safety::external_locker;
+use crate::observe::survey::{DiskFacts, OwnerLook, Survey};
+use crate::rbd::action::{Action, Change};
+use crate::rbd::blocklist::entry_of;
+use crate::rbd::lock::{same_client, watcher_of};
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, OwnerLook, Survey};
 
 /// What is known of an owner's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +139,7 @@ pub fn not_yet(survey: &Survey, action: &Action) -> Option<String> {
 /// The disk whose image a change is made on; `None` for an unmap, which takes no lock over.
 fn disk_of<'a>(survey: &'a Survey, action: &Action) -> Option<&'a DiskFacts> {
     let is_it =
-        |disk: &&DiskFacts| survey.is_of(disk, action.target.identity()) != crate::ceph::identity::Same::No;
+        |disk: &&DiskFacts| survey.is_of(disk, action.target.identity()) != crate::rbd::identity::Same::No;
     let takes_over = !matches!(action.change, Change::Unmap { .. });
     survey.disks.iter().find(is_it).filter(|_| takes_over)
 }

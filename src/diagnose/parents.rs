@@ -1,10 +1,10 @@
 //! What there is to say of a linked clone's ancestors. The kernel opens each of them read-only.
 
-use crate::ceph::features::Features;
 use crate::ceph::image::Parent;
-use crate::diagnose::code::Code;
 use crate::diagnose::finding::Finding;
 use crate::diagnose::image::Image;
+use crate::finding_codes::Code;
+use crate::rbd::features::Features;
 use crate::reading::Reading;
 
 /// How many ancestors the kernel follows (`RBD_MAX_PARENT_CHAIN_LEN`, `drivers/block/rbd.c`).

@@ -8,13 +8,13 @@
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark, with_pools};
 use crate::ceph::image::DataPool;
 use crate::ceph::osd_caps::{ALL, Place, READ, WRITE, may};
-use crate::diagnose::code::Code;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::image::Image;
 use crate::diagnose::lock::is_stale;
+use crate::finding_codes::Code;
+use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Origin, Reading};
-use crate::survey::{DiskFacts, StorageFacts, Survey};
 use nix::errno::Errno;
 
 /// Findings about an image that was read.

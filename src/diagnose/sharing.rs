@@ -4,9 +4,9 @@ use crate::ceph::cluster::BlocklistEntry;
 use crate::ceph::image::ImageReading;
 use crate::kernel::Mapping;
 use crate::kernel::client::{Identity, PlainMap, Sharing};
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::guest::Access;
 use crate::reading::{Failure, Reading};
-use crate::survey::{DiskFacts, Survey};
 use std::collections::BTreeMap;
 
 /// One kernel client of this node, by what is mapped through it.

@@ -1,16 +1,16 @@
 //! What may stop a start: the one table. A finding stops a start only by what was read and is sure, whatever the rule that
 //! made it believed: what has no row here, or lacks the reading that its row names, is at most unknown.
 
-use crate::action::{ActionReport, ActionResult};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::ceph::way::{Resolved, Way};
 use crate::diagnose::cluster::{NO_ANSWER, REFUSED};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::rights::is_refusal;
+use crate::finding_codes::{Code, Severity};
+use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
+use crate::rbd::action::{ActionReport, ActionResult};
 use crate::reading::{Failure, Origin, Reading};
-use crate::survey::{DiskFacts, StorageFacts, Survey};
 use nix::errno::Errno;
 
 /// What a stop rests on.

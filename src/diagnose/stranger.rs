@@ -2,20 +2,20 @@
 //! from the name that the image had when it was mapped: after `rbd rename A B; rbd create A` it leads to B's data, and a
 //! start of the guest with the disk A would write there.
 
-use crate::ceph::identity::ImageIdentity;
 use crate::ceph::image::{ImageReading, Spec};
-use crate::diagnose::code::{Code, Severity};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::gate;
 use crate::diagnose::mapping::{fresh, gave_up, kept, unmap};
+use crate::diagnose::safety;
+use crate::finding_codes::{Code, Severity};
 use crate::kernel::Mapping;
 use crate::kernel::holders::Holder;
-use crate::policy::{Policy, Scope};
-use crate::process::Command;
+use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::connection::rbd_arguments;
 use crate::pve::guest::Access;
+use crate::rbd::identity::ImageIdentity;
 use crate::reading::Reading;
-use crate::survey::{DiskFacts, Survey};
+use crate::settings::policy::{Policy, Scope};
+use crate::sys::process::Command;
 
 /// What is mapped in the place of a disk that the kernel opens, and is another image.
 pub fn findings(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
@@ -35,7 +35,7 @@ fn of_mapping(survey: &Survey, policy: &Policy, disk: &DiskFacts, mapping: &Mapp
     let storage = &disk.disk.storage;
     let why_not = policy
         .forbids(storage)
-        .or_else(|| gate::guest_forbids(survey))
+        .or_else(|| safety::guest_forbids(survey))
         .or_else(|| kept(survey, mapping))
         .or_else(|| {
             (policy.scope == Scope::InHook && disk.disk.before_hook)

@@ -1,16 +1,15 @@
 //! Gathers what there is to know of a node. Changes nothing, and asks no cluster for longer than the settings allow.
 
 use super::{Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, StorageFacts, Works};
-use crate::ceph::binding;
 use crate::ceph::caps::find_caps;
+use crate::ceph::ffi;
 use crate::ceph::image::{ImageReading, Spec};
-use crate::ceph::read::read_cluster;
+use crate::ceph::read_cluster::read_cluster;
 use crate::ceph::way;
-use crate::chain;
-use crate::diagnose::code::Code;
+use crate::finding_codes::Code;
+use crate::hook::earlier;
 use crate::journal::Journal;
 use crate::kernel::{self, KernelFacts, kmsg};
-use crate::process::{Command, Outcome, Runner, System, find};
 use crate::pve::connection::connection;
 use crate::pve::guest::{self, Guest};
 use crate::pve::keyring::{self, Check};
@@ -19,8 +18,9 @@ use crate::pve::snippet;
 use crate::pve::storage::{self, RbdStorage, StorageConfig};
 use crate::reading::{Failure, Reading};
 use crate::report::attach::OtherNode;
-use crate::root::Root;
 use crate::settings::{CLUSTER_FILE, NODE_FILE, Settings};
+use crate::sys::process::{Command, Outcome, Runner, System, find};
+use crate::sys::root::Root;
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -72,8 +72,8 @@ pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
     });
     Ok(Facts {
         programs: PROGRAMS.map(|name| (name, find(name).map(|path| path.display().to_string()))).into(),
-        libraries: binding::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
-        release: binding::release(),
+        libraries: ffi::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
+        release: ffi::release(),
         loadable: loadable(root, &kernel),
         kernel,
         udev_missing: udev_missing(root),
@@ -215,7 +215,7 @@ fn hookscripts(guests: &Guests) -> impl Iterator<Item = (u32, &String)> {
 /// The snippet under each name that guests ask for; where none does, under its plain one.
 fn snippets(root: &Root, config: &Result<StorageConfig, Failure>, guests: &Guests) -> Vec<SnippetFacts> {
     let asked = hookscripts(guests).map(|(_, volid)| volid.clone());
-    let mut names: BTreeSet<String> = asked.filter(|volid| chain::ours(volid).is_some()).collect();
+    let mut names: BTreeSet<String> = asked.filter(|volid| earlier::ours(volid).is_some()).collect();
     if names.is_empty() {
         names.insert(SNIPPET.to_owned());
     }
@@ -227,7 +227,7 @@ fn snippet(root: &Root, config: &Result<StorageConfig, Failure>, volid: String) 
     let path = config.as_ref().ok().and_then(|config| snippet::path(config, &volid).ok());
     let path = path.unwrap_or_else(usual);
     let there = match (snippet::check(root, &path, &volid), root.path(&path).is_file()) {
-        (Ok(()), _) if chain::is_ours(&root.path(&path)) => Snippet::Runs,
+        (Ok(()), _) if earlier::is_ours(&root.path(&path)) => Snippet::Runs,
         (Ok(()), _) => Snippet::Other,
         (Err(_), true) => Snippet::NotExecutable,
         (Err(_), false) => Snippet::Missing,
@@ -245,22 +245,22 @@ fn earlier(
         let config = config.as_ref().map_err(Failure::to_string)?;
         snippet::path(config, volid).and_then(|path| snippet::check(root, &path, volid))
     };
-    let named = hookscripts(guests).filter_map(|(vmid, volid)| Some((vmid, chain::ours(volid)?.earlier?)));
+    let named = hookscripts(guests).filter_map(|(vmid, volid)| Some((vmid, earlier::ours(volid)?.earlier?)));
     named.map(|(vmid, earlier)| (vmid, earlier.clone(), runs(&earlier))).collect()
 }
 
 fn left_behind(root: &Root) -> Result<Vec<LeftBehind>> {
     let found = |vmid| -> Result<LeftBehind> {
-        let script = chain::left_behind(root, vmid).map_err(|error| format!("{error:#}"));
+        let script = earlier::left_behind(root, vmid).map_err(|error| format!("{error:#}"));
         let script = script.map(Option::unwrap_or_default);
         Ok(LeftBehind { vmid, script, node: find_guest(root, vmid)?.map(|guest| guest.node) })
     };
-    chain::all_left_behind(root)?.into_iter().map(found).collect()
+    earlier::all_left_behind(root)?.into_iter().map(found).collect()
 }
 
 /// Attached guests whose snippet calls nothing else, and whose snapshots know another hookscript.
 fn in_snapshots(root: &Root, node: &str, guests: &Guests) -> Vec<(u32, Vec<String>)> {
-    let plain = |volid: &str| chain::ours(volid).is_some_and(|ours| ours.earlier.is_none());
+    let plain = |volid: &str| earlier::ours(volid).is_some_and(|ours| ours.earlier.is_none());
     let attached: BTreeSet<u32> =
         hookscripts(guests).filter(|(_, volid)| plain(volid)).map(|(vmid, _)| vmid).collect();
     let files = guests_of_node(root, node).unwrap_or_default().into_iter();
@@ -270,7 +270,7 @@ fn in_snapshots(root: &Root, node: &str, guests: &Guests) -> Vec<(u32, Vec<Strin
         let snapshots = text.lines().skip_while(|line| !line.starts_with('['));
         let named = snapshots.filter_map(|line| line.strip_prefix("hookscript:")).map(str::trim);
         let others: BTreeSet<String> = named
-            .filter_map(|volid| match chain::ours(volid) {
+            .filter_map(|volid| match earlier::ours(volid) {
                 Some(ours) => ours.earlier,
                 None => Some(volid.to_owned()),
             })

@@ -1,11 +1,11 @@
 //! The guests of this node: are they started with the hook, and can it help them in time.
 
 use super::{Check, Facts, LeftBehind, SNIPPET, Snippet, SnippetFacts, State, Works};
-use crate::chain;
-use crate::process::quoted;
+use crate::hook::earlier;
 use crate::pve::guest::{Guest, Role};
 use crate::reading::Reading;
 use crate::report::attach::{OtherNode, Presence};
+use crate::sys::process::quoted;
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
     let mut checks: Vec<Check> = facts.snippets.iter().map(|there| snippet(facts, there)).collect();
@@ -47,7 +47,7 @@ fn with_disks(facts: &Facts) -> impl Iterator<Item = &Guest> {
 
 /// The guest's hookscript is ours, on whatever storage.
 fn is_hooked(guest: &Guest) -> bool {
-    guest.hookscript.as_deref().is_some_and(|volid| chain::ours(volid).is_some())
+    guest.hookscript.as_deref().is_some_and(|volid| earlier::ours(volid).is_some())
 }
 
 /// `snippet`, and for another name than the usual one that name too.
@@ -106,11 +106,11 @@ fn of_number(facts: &Facts, left: &LeftBehind) -> Check {
         Err(why) => format!("something unknown ({why})"),
     };
     let plain = |guest: &Guest| {
-        let ours = guest.hookscript.as_deref().and_then(chain::ours);
+        let ours = guest.hookscript.as_deref().and_then(earlier::ours);
         guest.vmid == vmid && ours.is_some_and(|ours| ours.earlier.is_none())
     };
     let seen = format!("an earlier version remembered {script} for the number {vmid}; it is not run");
-    let forget = format!("rm {}", chain::file(vmid));
+    let forget = format!("rm {}", earlier::file(vmid));
     let (detail, remedy) = match &left.node {
         None => (format!("{seen}, and there is no such guest"), forget),
         Some(_) if facts.guests().any(plain) => (

@@ -3,7 +3,7 @@
 use super::storages::user_of;
 use super::{Check, Facts, State, StorageFacts};
 use crate::ceph::keyring::{Key, Keyring};
-use crate::diagnose::code::Code;
+use crate::finding_codes::Code;
 use crate::kernel::key_types;
 use crate::pve::guest::Access;
 use crate::pve::keyring::rewrite_command;

@@ -4,12 +4,12 @@ use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
-use crate::diagnose::code::Severity;
 use crate::diagnose::connecting::Attempt;
 use crate::diagnose::finding::Finding;
-use crate::process::Command;
+use crate::finding_codes::Severity;
 use crate::pve::connection::rbd_arguments;
 use crate::reading::{Failure, Reading};
+use crate::sys::process::Command;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! The links by which PVE finds a mapped image (`PVE::Storage::RBDPlugin::get_rbd_dev_path`).
 
 use crate::ceph::image::Spec;
-use crate::root::Root;
+use crate::sys::root::Root;
 
 /// The device that PVE's link to an image leads to, `rbd0`; `None` where there is no link. udev makes it from the name that
 /// the image had when it was mapped (`ceph-rbdnamer-pve`), so the device may be another image by now.

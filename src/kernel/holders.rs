@@ -6,7 +6,7 @@
 //! an unmap succeeds, only its EBUSY is certain.
 
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::libc::{ENODEV, ENOENT, ESRCH};
 use nix::sys::stat::{major, makedev};
 use serde::{Deserialize, Serialize};

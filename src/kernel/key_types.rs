@@ -13,9 +13,9 @@
 //! So a secret of 16 bytes is offered first, over which no kernel that refuses it writes a line: it could be taken for the word on
 //! a map that is being made at the same time. A kernel that does not refuse the type over that is offered one of 32.
 
-use crate::ceph::binding::{Errno, offer_kernel_key};
+use crate::ceph::ffi::{Errno, offer_kernel_key};
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::libc::{EINVAL, ENODEV};
 
 /// `ENOTSUPP` of the kernel's own errnos, which has no name outside.

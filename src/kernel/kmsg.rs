@@ -1,7 +1,7 @@
 //! `/dev/kmsg`: what the kernel's rbd driver and Ceph client said. Linux `Documentation/ABI/testing/dev-kmsg`.
 
-use crate::process::masked;
-use crate::root::Root;
+use crate::sys::process::masked;
+use crate::sys::root::Root;
 use anyhow::{Context, Result};
 use nix::libc::{EAGAIN, EPIPE};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! What the lines of krbd and libceph in the kernel's log mean: Linux `drivers/block/rbd.c` and `net/ceph`, the
 //! spellings of 4.9 to 7.2. Every errno here is positive.
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 use nix::libc::{EBUSY, EINVAL, ENOENT, ENXIO, EROFS, ETIMEDOUT};
 use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};

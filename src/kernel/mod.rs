@@ -1,6 +1,5 @@
 //! What the kernel says: /sys/bus/rbd, kernel version, /dev/kmsg and what its messages mean.
 
-pub mod blocklist;
 pub mod client;
 pub mod device;
 pub mod holders;
@@ -11,9 +10,9 @@ pub mod module;
 pub mod sysfs;
 pub mod version;
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 

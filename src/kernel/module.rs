@@ -1,6 +1,6 @@
 //! Loads the kernel's rbd module. Never done by reading: whoever is about to map decides.
 
-use crate::process::{Command, Runner};
+use crate::sys::process::{Command, Runner};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub fn load(runner: &dyn Runner) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Outcome, Status, Stream};
+    use crate::sys::process::{Outcome, Status, Stream};
 
     struct Exits(i32);
 

@@ -4,9 +4,9 @@
 //! for a lock is not seen here.
 
 use super::Mapping;
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::libc::{ENODEV, ENOENT};
 use std::fs;
 use std::io;

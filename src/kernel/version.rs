@@ -1,6 +1,6 @@
 //! What a kernel's version says: what its rbd driver can map, and what Proxmox VE sets on images because of it.
 
-use crate::ceph::features::Features;
+use crate::rbd::features::Features;
 
 /// Major and minor version of a kernel release (`6.8.12-4-pve` → `(6, 8)`), as PVE's
 /// `PVE::ProcFSTools::kernel_version` takes it from `/proc/version`.

@@ -4,7 +4,7 @@
 //! value means is not looked at here.
 
 use super::guest::{Kind, Note};
-use super::text::{all_blank, excerpt, lossy, trim_end, trim_start};
+use super::perl::{all_blank, excerpt, lossy, trim_end, trim_start};
 
 /// A guest config, cut into its sections.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,7 +317,7 @@ fn is_snapstate(line: &[u8]) -> bool {
 fn key_and_value<'a>(line: &'a [u8], signs: &[u8]) -> Line<'a> {
     let is_name = |byte: u8| byte.is_ascii_lowercase() || signs.contains(&byte);
     let name = line.iter().take_while(|&&byte| is_name(byte)).count();
-    let key = name + super::text::leading_digits(&line[name..]);
+    let key = name + super::perl::leading_digits(&line[name..]);
     let starts_well = line.first().is_some_and(u8::is_ascii_lowercase);
     let Some(rest) = line[key..].strip_prefix(b":").filter(|rest| starts_well && !rest.is_empty()) else {
         return Line::Unparsable;

@@ -1,10 +1,10 @@
 //! How PVE reaches a storage's cluster: conf file, monitors, user, keyring.
 
 use super::hosts::monitor;
+use super::perl::{is_true, split_list};
 use super::storage::RbdStorage;
-use super::text::{is_true, split_list};
 use crate::reading::{Failure, Origin};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
 use std::path::PathBuf;

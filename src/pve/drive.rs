@@ -3,8 +3,8 @@
 //! The facts are those of `PVE::QemuServer::Drive` and `PVE::LXC::Config`.
 
 use super::guest::Dropped;
+use super::perl::{boolean, excerpt};
 use super::property::{Properties, Rule, Schema, is_size, parse};
-use super::text::{boolean, excerpt};
 use super::volume::split_volid;
 
 /// A volume key of a guest config, which says by what rules its value is read.
@@ -310,7 +310,7 @@ fn is_wwn(text: &[u8]) -> bool {
 
 fn is_inquiry_text(text: &[u8], limit: usize) -> bool {
     let valid = |&byte: &u8| {
-        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') || super::text::is_blank(byte)
+        byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') || super::perl::is_blank(byte)
     };
     text.len() <= limit && text.iter().all(valid)
 }

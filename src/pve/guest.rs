@@ -4,11 +4,11 @@ use super::config::{self, Entry, Section};
 use super::drive::{self, Bus, Drive, Key, container_key, vm_key};
 use super::hosts::is_dns_name;
 use super::node::GuestFile;
+use super::perl::{boolean, excerpt, is_true, lossy};
 use super::storage::StorageConfig;
-use super::text::{boolean, excerpt, is_true, lossy};
 use super::volume::{content_type, is_cloudinit, rbd_name, split_volid};
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 

@@ -3,7 +3,7 @@
 
 use crate::pve::guest::Kind;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

@@ -6,11 +6,11 @@
 //! Caps before the key are refused by both. So the check that is installed here is read, and its own pattern tried.
 
 use crate::ceph::keyring::{Key, Keyring, read};
-use crate::process::{Command, quoted};
 use crate::pve::connection::Connection;
 use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::process::{Command, quoted};
+use crate::sys::root::Root;
 use regex::bytes::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;

@@ -6,7 +6,7 @@ use crate::pve::node::{GuestFile, all_guests, find_guest};
 use crate::pve::storage::{self, StorageConfig};
 use crate::pve::volume::rbd_name;
 use crate::reading::Failure;
-use crate::root::Root;
+use crate::sys::root::Root;
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 

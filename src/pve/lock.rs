@@ -2,7 +2,7 @@
 //! (`PVE::AbstractConfig::lock_config`), so also between the map of its disks and the moment when QEMU opens them.
 
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, open};
 use nix::sys::stat::Mode;

@@ -1,9 +1,9 @@
 //! This node, its cluster, and which node owns a guest.
 
 use super::guest::Kind;
-use super::text::lossy;
+use super::perl::lossy;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::Deserialize;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;

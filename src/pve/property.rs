@@ -3,7 +3,7 @@
 //! `PVE::JSONSchema::parse_property_string` and `check_prop`: one wrong option loses the whole string.
 
 use super::guest::Dropped;
-use super::text::{all_blank, boolean, excerpt, is_true};
+use super::perl::{all_blank, boolean, excerpt, is_true};
 use std::collections::HashSet;
 
 /// What a property string may hold.

@@ -4,7 +4,7 @@
 use crate::kernel::version;
 use crate::pve::guest::Guest;
 use crate::reading::{Failure, Reading};
-use crate::root::Root;
+use crate::sys::root::Root;
 
 /// The first machine version that is started with `-blockdev`.
 const BLOCKDEV: (u32, u32) = (10, 0);

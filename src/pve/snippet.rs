@@ -2,10 +2,10 @@
 //!
 //! `PVE::GuestHelpers::check_hookscript`, which PVE asks when a hookscript is set and again before every call.
 
+use super::perl::excerpt;
 use super::storage::StorageConfig;
-use super::text::excerpt;
 use super::volume::split_volid;
-use crate::root::Root;
+use crate::sys::root::Root;
 use std::os::unix::fs::PermissionsExt;
 
 /// A snippet's volume id taken apart: its storage, and its file's name (`^snippets/([^/]+)$`).

@@ -2,10 +2,10 @@
 
 use super::guest::Note;
 use super::hosts::{host_and_port, is_node_name, is_server};
-use super::text::{excerpt, is_blank, is_true, leading_digits, lossy, split_list, trim_end, trim_start};
+use super::perl::{excerpt, is_blank, is_true, leading_digits, lossy, split_list, trim_end, trim_start};
 use super::volume::{is_lvm_name, is_storage_id};
 use crate::reading::{Failure, Origin};
-use crate::root::Root;
+use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 

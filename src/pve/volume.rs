@@ -1,6 +1,6 @@
 //! Volume ids and volume names.
 
-use super::text::{is_blank, leading_digits};
+use super::perl::{is_blank, leading_digits};
 use regex::bytes::Regex;
 use std::sync::LazyLock;
 
@@ -70,7 +70,7 @@ fn after_number<'a>(name: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
 ///
 /// The `parse_volname` of each of `PVE::Storage`'s plugins. A type that PVE itself does not have takes every name.
 pub fn content_type(storage_type: &str, name: &[u8]) -> Result<&'static str, String> {
-    let told = || super::text::lossy(name);
+    let told = || super::perl::lossy(name);
     match storage_type {
         "rbd" => {
             image_if(rbd_name(name).is_some(), || format!("unable to parse rbd volume name '{}'", told()))
@@ -107,7 +107,7 @@ fn image_if(valid: bool, error: impl FnOnce() -> String) -> Result<&'static str,
 }
 
 fn lvm_error(name: &[u8]) -> String {
-    format!("unable to parse lvm volume name '{}'", super::text::lossy(name))
+    format!("unable to parse lvm volume name '{}'", super::perl::lossy(name))
 }
 
 /// A volume group's or logical volume's name (`PVE::Storage::Plugin::parse_lvm_name`).
@@ -177,18 +177,18 @@ fn directory_content(name: &[u8]) -> Result<&'static str, String> {
         .iter()
         .find(|(pattern, _)| pattern.is_match(name))
         .map(|(_, kind)| *kind)
-        .ok_or_else(|| format!("unable to parse directory volume name '{}'", super::text::lossy(name)))
+        .ok_or_else(|| format!("unable to parse directory volume name '{}'", super::perl::lossy(name)))
 }
 
 /// A volume's file name (`PVE::Storage::Plugin::parse_name_dir`).
 fn file_name(name: &[u8]) -> Result<(), String> {
     if SNAPSHOT_FILE.is_match(name) {
-        return Err(format!("'{}' is a snapshot filename, not a volume!", super::text::lossy(name)));
+        return Err(format!("'{}' is a snapshot filename, not a volume!", super::perl::lossy(name)));
     }
     if FILE_NAME.is_match(name) {
         return Ok(());
     }
-    Err(format!("unable to parse volume filename '{}'", super::text::lossy(name)))
+    Err(format!("unable to parse volume filename '{}'", super::perl::lossy(name)))
 }
 
 /// PVE's test for the cloud-init image of a VM (`PVE::QemuServer::Drive::drive_is_cloudinit`).

@@ -3,8 +3,8 @@
 use super::json::SCHEMA;
 use super::plain;
 use super::text::{name, table};
-use crate::attach::Facts;
 use crate::exit::Exit;
+use crate::hook::attach::Facts;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write as _;

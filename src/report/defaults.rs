@@ -2,11 +2,11 @@
 
 use crate::ceph::conf::Setting;
 use crate::ceph::defaults::DefaultFeatures;
-use crate::ceph::features::Features;
 use crate::ceph::monitors::parse_features;
 use crate::defaults::{RECOMMENDED, Source, WHY, line, misread};
 use crate::kernel::KernelFacts;
 use crate::pve::connection::Connection;
+use crate::rbd::features::Features;
 use crate::reading::{Failure, Reading};
 use crate::report::{json::SCHEMA, plain, text};
 use serde_json::{Value, json};

@@ -1,9 +1,9 @@
 //! What was changed, by run: text for people, JSON for programs.
 
-use crate::action::ActionReport;
-use crate::history::{Change, Run, State};
+use crate::journal::runs::{Change, Run, State};
+use crate::rbd::action::ActionReport;
 use crate::report::{json::SCHEMA, plain, text};
-use crate::when;
+use crate::sys::dates;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ pub fn text(runs: &[Run]) -> String {
 fn block(run: &Run) -> String {
     let guest = run.guest.map(|vmid| format!(", guest {vmid}")).unwrap_or_default();
     let undoes = run.undoes.as_ref().map(|undone| format!(", undo of {undone}")).unwrap_or_default();
-    let mut out = plain(&format!("{}: {}{guest}{undoes}", run.run, when::shown(run.at))) + "\n";
+    let mut out = plain(&format!("{}: {}{guest}{undoes}", run.run, dates::shown(run.at))) + "\n";
     for change in &run.changes {
         let _ = writeln!(out, "  {}", line(change));
     }

@@ -1,10 +1,10 @@
 //! The JSON that `check`, `repair` and `disks` print. One versioned schema; names never change within a version.
 
-use crate::action::ActionReport;
 use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::observe::survey::DiskFacts;
 use crate::pve::guest::{Disk, Guest};
+use crate::rbd::action::ActionReport;
 use crate::report::{GuestReport, is_hidden};
-use crate::survey::DiskFacts;
 use serde_json::{Value, json};
 
 /// The version of the schema.

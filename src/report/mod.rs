@@ -3,16 +3,16 @@
 pub mod attach;
 pub mod defaults;
 pub mod doctor;
-pub mod fleet;
 pub mod history;
 pub mod json;
+pub mod many_guests;
 pub mod prometheus;
 pub mod text;
 
-use crate::action::ActionReport;
 use crate::diagnose::finding::Finding;
-use crate::survey::Survey;
-use crate::verdict::{Verdict, verdict};
+use crate::diagnose::verdict::{Verdict, verdict};
+use crate::observe::survey::Survey;
+use crate::rbd::action::ActionReport;
 
 /// All there is to report of one guest.
 #[derive(Debug, Clone)]

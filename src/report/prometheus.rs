@@ -1,7 +1,7 @@
 //! Metrics in Prometheus's text format (`docs/instrumenting/exposition_formats`). The names never change.
 
 use crate::diagnose::finding::Finding;
-use crate::report::fleet::{Unread, WORST_FIRST};
+use crate::report::many_guests::{Unread, WORST_FIRST};
 use crate::report::{GuestReport, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,13 +1,13 @@
 //! What people read.
 
-use crate::action::ActionReport;
 use crate::ceph::image::{ImageFacts, ImageReading};
-use crate::diagnose::code::Severity;
 use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::diagnose::verdict::Verdict;
+use crate::finding_codes::Severity;
+use crate::observe::survey::DiskFacts;
 use crate::pve::guest::{Access, Disk, Guest, Kind};
+use crate::rbd::action::ActionReport;
 use crate::report::{GuestReport, coloured, plain};
-use crate::survey::DiskFacts;
-use crate::verdict::Verdict;
 use std::fmt::Write as _;
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-use super::past::{self, Past};
-use crate::ceph::features::Features;
-use crate::history::{Run, runs};
+use super::image_past::{self, Past};
+use crate::journal::runs::{Run, runs};
 use crate::journal::{Phase, Record, RunId, SCHEMA};
+use crate::rbd::features::Features;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 type Step = (bool, u64, u64, Value);
 
 fn past(steps: &[Step]) -> Past {
-    past::of(&run_on("f", "12ab", steps)).remove(0)
+    image_past::of(&run_on("f", "12ab", steps)).remove(0)
 }
 
 /// A run's records of an image of one name, in this cluster and of this id.
@@ -51,7 +51,7 @@ fn one_name_may_be_two_images_in_one_run() {
         let mut records = records_on("f", "12ab", &step);
         records.extend(records_on(fsid, id, &step).into_iter().map(|record| Record { step: 7, ..record }));
         let run = runs(&records, &|_| false).remove(0);
-        assert_eq!((run.changes.len(), past::of(&run).len()), (2, images), "{fsid} {id}");
+        assert_eq!((run.changes.len(), image_past::of(&run).len()), (2, images), "{fsid} {id}");
     }
 }
 

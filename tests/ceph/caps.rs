@@ -2,11 +2,11 @@
 
 use crate::common::node::Node;
 use crate::common::{Lab, unique};
-use rbd_preflight::ceph::binding::Cluster;
 use rbd_preflight::ceph::caps::{Caps, caps_command, find_caps, may_blocklist};
+use rbd_preflight::ceph::ffi::Cluster;
 use rbd_preflight::pve::connection::Connection;
 use rbd_preflight::reading::Reading;
-use rbd_preflight::root::Root;
+use rbd_preflight::sys::root::Root;
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::Duration;

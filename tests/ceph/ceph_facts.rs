@@ -1,17 +1,17 @@
 //! What the tool reads of a real Ceph is what Ceph's own commands say; run with `tests/run`.
 
 use crate::common::{Lab, spec, unique, wait_until};
-use rbd_preflight::ceph::alive::watcher_of;
 use rbd_preflight::ceph::cluster::ClusterFacts;
-use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Snapshot, Spec, Watcher};
 use rbd_preflight::ceph::lock::{NotBroken, break_stale_lock};
 use rbd_preflight::ceph::map_options::{read_map_options, read_release};
 use rbd_preflight::ceph::mirror::read_mirror_daemons;
-use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::ceph::read_cluster::read_cluster;
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::client::{Identity, PlainMap, Sharing};
 use rbd_preflight::pve::connection::Connection;
+use rbd_preflight::rbd::features::Features;
+use rbd_preflight::rbd::lock::watcher_of;
 use rbd_preflight::reading::Reading;
 use serde_json::{Value, json};
 use std::process::Command;

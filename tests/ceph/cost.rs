@@ -3,8 +3,9 @@
 
 use crate::common::Lab;
 use crate::common::node::{DEFAULT, Node, new_vmid};
-use rbd_preflight::root::Root;
-use rbd_preflight::survey::{Survey, gather, gather_node};
+use rbd_preflight::observe::gather::{gather, gather_node};
+use rbd_preflight::observe::survey::Survey;
+use rbd_preflight::sys::root::Root;
 use std::time::Duration;
 
 /// The shared libraries that a hook of this guest loads, as the dynamic linker reports them.

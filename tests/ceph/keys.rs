@@ -3,7 +3,7 @@
 
 use crate::common::Lab;
 use crate::common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
-use rbd_preflight::ceph::binding;
+use rbd_preflight::ceph::ffi;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,7 @@ fn aes(lab: &Lab) -> String {
 
 /// The libraries of this node know the type aes256k.
 fn libraries_know_aes256k() -> bool {
-    let release = binding::release().unwrap();
+    let release = ffi::release().unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or_default());
     let mut next = || numbers.next().unwrap_or_default();
     let release = (next(), next(), next());

@@ -3,8 +3,8 @@
 use crate::common::node::{DEFAULT, Node, Ran, codes, new_vmid};
 use crate::common::wait_until;
 use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
-use rbd_preflight::ceph::identity::ImageIdentity;
-use rbd_preflight::root::Root;
+use rbd_preflight::rbd::identity::ImageIdentity;
+use rbd_preflight::sys::root::Root;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};

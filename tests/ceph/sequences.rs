@@ -5,10 +5,10 @@
 
 use crate::common::model::{HANGS, Image, Locker, Mode, OK, Step};
 use crate::common::{Lab, Writer, wait_until};
-use rbd_preflight::ceph::alive::watcher_of;
-use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Lock, Spec};
-use rbd_preflight::ceph::read::read_cluster;
+use rbd_preflight::ceph::read_cluster::read_cluster;
+use rbd_preflight::rbd::features::Features;
+use rbd_preflight::rbd::lock::watcher_of;
 use rbd_preflight::reading::Reading;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

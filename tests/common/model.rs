@@ -1,7 +1,7 @@
 //! A small model of what Ceph does to an image: features, object map flags, the lock. `tests/space.rs` thinks with it,
 //! `tests/ceph/sequences.rs` compares it with the real Ceph.
 
-use rbd_preflight::ceph::features::{Change, Features};
+use rbd_preflight::rbd::features::{Change, Features};
 
 /// Success.
 pub const OK: i32 = 0;

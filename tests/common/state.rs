@@ -2,19 +2,19 @@
 //! and what a change makes of it. `tests/space.rs` goes through all of them.
 
 use crate::model::{Image, Locker, OK};
-use rbd_preflight::action::{Action, ActionReport, ActionResult, Change};
 use rbd_preflight::ceph::caps::Caps as Granted;
-use rbd_preflight::ceph::features::Features;
 use rbd_preflight::ceph::image::{
     Flags, ImageFacts, ImageReading, Lock, Locker as LockOwner, Mirroring, Watcher,
 };
 use rbd_preflight::kernel::Mapping;
 use rbd_preflight::kernel::holders::{Holder, Process};
-use rbd_preflight::policy::{Policy, Scope};
+use rbd_preflight::observe::survey::{MappingUsers, OwnerLook, Survey};
 use rbd_preflight::pve::guest::Access;
+use rbd_preflight::rbd::action::{Action, ActionReport, ActionResult, Change};
+use rbd_preflight::rbd::features::Features;
 use rbd_preflight::reading::{Failure, Reading};
 use rbd_preflight::settings::Settings;
-use rbd_preflight::survey::{MappingUsers, OwnerLook, Survey};
+use rbd_preflight::settings::policy::{Policy, Scope};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

@@ -1,0 +1,101 @@
+//! What `start` tries next. Pure.
+//!
+//! Each try is a repair and a start. The last one is the operator's remedy of the incident: the features of every
+//! disk are taken off and put back first.
+
+use crate::diagnose::finding::{Finding, RemedyKind};
+use crate::finding_codes::Severity;
+use crate::observe::survey::Survey;
+use crate::pve::guest::Guest;
+use crate::reading::Reading;
+use std::time::Duration;
+
+/// What kind of try it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// Repair what is wrong, then start.
+    Repair,
+    /// The same after a pause.
+    RepairAgain,
+    /// Take the changeable features off every disk and put them back, then start. There is nothing after it.
+    FeatureReset,
+}
+
+/// The rung of a try, counted from 1. One try alone is an ordinary one.
+pub fn rung(number: u32, tries: u32) -> Rung {
+    match number {
+        1 => Rung::Repair,
+        _ if number >= tries => Rung::FeatureReset,
+        _ => Rung::RepairAgain,
+    }
+}
+
+/// How long to wait before a try: 2 s, doubling, half a minute at most.
+pub fn pause_before(number: u32) -> Duration {
+    let doublings = number.saturating_sub(2).min(4);
+    if number < 2 { Duration::ZERO } else { Duration::from_secs(2 << doublings).min(Duration::from_secs(30)) }
+}
+
+/// What `start` does about the guest before it tries anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begin {
+    /// Try.
+    Go,
+    /// There is nothing to do.
+    Runs,
+    /// Not from here or not now, why, and what to do instead.
+    No(String),
+}
+
+/// Whether a start makes sense.
+pub fn begin(survey: &Survey) -> Begin {
+    let Guest { vmid, node, template, .. } = &survey.guest;
+    let tool = survey.guest.tool();
+    if *node != survey.node.name {
+        return Begin::No(format!(
+            "guest {vmid} belongs to node {node}; run there: ssh {node} rbd-preflight start {vmid}"
+        ));
+    }
+    match &survey.node.running {
+        Reading::Known(true) => return Begin::Runs,
+        Reading::Known(false) => {}
+        Reading::Unknown(failure) => {
+            return Begin::No(format!("it is not known whether guest {vmid} runs: {failure}"));
+        }
+    }
+    if *template {
+        return Begin::No(format!("guest {vmid} is a template; clone it: {tool} clone {vmid} NEWID"));
+    }
+    match survey.guest.locked() {
+        Some(lock) if lock != "suspended" => Begin::No(format!(
+            "guest {vmid} is locked ({lock}); wait for that to end, or, if it surely has: {tool} unlock {vmid}"
+        )),
+        _ => Begin::Go,
+    }
+}
+
+/// Whether findings leave any hope for another try: what only a person mends does not mend itself.
+pub fn hopeless(findings: &[Finding]) -> bool {
+    let stops = |finding: &&Finding| finding.severity >= Severity::Blocker;
+    findings.iter().filter(stops).any(|finding| finding.remedy.kind != RemedyKind::Wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_of_several_tries_resets_features() {
+        let rungs: Vec<Rung> = (1..=4).map(|number| rung(number, 4)).collect();
+        assert_eq!(rungs, [Rung::Repair, Rung::RepairAgain, Rung::RepairAgain, Rung::FeatureReset]);
+        assert_eq!(rung(1, 1), Rung::Repair);
+        assert_eq!(rung(2, 2), Rung::FeatureReset);
+    }
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        let pauses: Vec<u64> = (1..=8).map(|number| pause_before(number).as_secs()).collect();
+        assert_eq!(pauses, [0, 2, 4, 8, 16, 30, 30, 30]);
+    }
+}
