@@ -28,7 +28,7 @@ impl Exit {
     /// Ends the process with this code, whatever a thread that was left behind in Ceph still does. Output ends with a line
     /// end and stdout is flushed with it, so nothing is lost here that was not said before.
     pub fn leave(self) -> ! {
-        let _ = std::io::stdout().flush();
+        let _ = crate::sys::stdout::stdout().flush();
         let _ = std::io::stderr().flush();
         end_process(self as i32)
     }

@@ -100,15 +100,36 @@ codes! {
     KeyringRefusedByPve "keyring-refused-by-pve" Blocker
         "Proxmox VE's own check refuses the storage's keyring, and with it every use of the storage"
         "write the keyring anew with nothing but `[client.USER]` and, directly below, `key = …`; for a key of type aes256k install libpve-storage-perl 9.1.9 or later";
-    KeyringNotInConf "keyring-not-in-conf" Warning
-        "the conf of this external storage names no keyring, and QEMU is given none besides: a virtual machine of the machine type 10.0 or later has no key for its disks there"
-        "name the keyring in /etc/pve/priv/ceph/STORAGE.conf";
     KeyTypeUnsupported "key-type-unsupported" Blocker
         "this node's kernel cannot use the type of key that the storage's user has"
         "boot Linux 7.0 or later; or give the user a key of type aes (`ceph auth rotate client.USER --key_type aes`, where the monitors allow it) and write the keyring anew: as long as such keys are allowed, the cluster is not safe from CVE-2025-30156";
     CephConfMissing "ceph-conf-missing" Blocker
         "the storage's ceph.conf is missing or may not be read; QEMU and rbd need it too"
         "bring the file back: /etc/pve/ceph.conf, or /etc/pve/priv/ceph/STORAGE.conf of an external storage";
+    CephConfInvalid "ceph-conf-invalid" Blocker
+        "the storage's ceph.conf has a line that Ceph does not read past; QEMU and rbd refuse the file too"
+        "correct the line: a section `[name]`, `name = value`, or a comment after `#`";
+    MonitorsNotNamed "monitors-not-named" Blocker
+        "nothing names the cluster's monitors, so QEMU and rbd ask nobody"
+        "set mon_host in the [global] section of the storage's ceph.conf; for an external cluster set `monhost` of the storage";
+    MonitorNameUnresolved "monitor-name-unresolved" Blocker
+        "a monitor's name does not resolve on this node; Ceph's libraries then ask none of the monitors"
+        "correct the name, put it into /etc/hosts or the DNS, or name the monitors by their addresses";
+    MonhostDropped "monhost-dropped" Warning
+        "Proxmox VE ignores the storage's monhost line and takes the storage's cluster for this node's own"
+        "write addresses or names without protocol and nonce, separated by commas: `monhost 10.0.0.1,10.0.0.2:6789`";
+    MonitorPortWrong "monitor-port-wrong" Blocker
+        "nothing at the monitors' addresses is a monitor that speaks the protocol which is asked there"
+        "correct the ports in monhost or mon_host: a monitor speaks msgr2 (v2) at 3300 and msgr1 (v1) at 6789; see `ceph mon dump`";
+    KeyringMissing "keyring-missing" Blocker
+        "the storage has no keyring, and its cluster wants authentication"
+        "put the user's keyring in its place";
+    KeyringWithoutUser "keyring-without-user" Blocker
+        "the storage's keyring has no key of the storage's user"
+        "correct `username` of the storage, or write the keyring of that user";
+    QemuKeyMissing "qemu-key-missing" Blocker
+        "QEMU does not find the key of the storage's user: since machine version 10.0 Proxmox VE names no keyring to it"
+        "set `keyring` in the ceph.conf that QEMU reads";
     ClusterNotAsked "cluster-not-asked" Unknown
         "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
         "the detail says which step failed on this node; `rbd-preflight doctor` looks at what each needs (memory, files, options, libraries); the guest is not checked until then";
@@ -183,6 +204,12 @@ codes! {
         "shut down the guests whose disks it has open and unmap what is left; once that client is gone, the lock can be broken";
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
+        "give the user `profile rbd` on the monitors";
+    RightsMissing "rights-missing" Blocker
+        "the storage's user may not read or write what the disk is made of; each of the guest's reads or writes would fail"
+        "give the user the pool in its caps";
+    BlocklistNotPermitted "blocklist-not-permitted" Note
+        "the storage's user may not put a client on the OSD blocklist: the lock that a node leaves when it crashes cannot be broken then"
         "give the user `profile rbd` on the monitors";
     InUseElsewhere "in-use-elsewhere" Unsafe
         "another client has the image open; starting now makes a second writer"

@@ -171,6 +171,12 @@ impl Failure {
         self.origin == Origin::Outside && self.errno == Some(nix::libc::ETIMEDOUT)
     }
 
+    /// An OSD or a monitor did not let the user do it.
+    pub fn is_refusal(&self) -> bool {
+        self.origin == Origin::Outside
+            && [Some(nix::libc::EPERM), Some(nix::libc::EACCES)].contains(&self.errno)
+    }
+
     /// The same failure, known to be on this side.
     #[must_use]
     pub fn on(mut self, origin: Origin) -> Self {
@@ -225,7 +231,7 @@ mod tests {
         let nested = io::Error::other(format!("{io} at path \"/x\""));
         let error = anyhow::Error::new(nested).context("cannot write");
         assert_eq!(error_text(&error), "cannot write: error 13 (EACCES, Permission denied) at path \"/x\"");
-        let error = anyhow::Error::new(Errno::EBUSY).context("lock it");
+        let error = anyhow::Error::new(nix::errno::Errno::EBUSY).context("lock it");
         assert_eq!(error_text(&error), "lock it: error 16 (EBUSY, Device or resource busy)");
         for text in ["what (os error 13)", "(os error ", "a (os error x) b"] {
             assert_eq!(with_errnos(text), text);

@@ -1763,7 +1763,10 @@ fn a_keyring_that_the_libraries_cannot_read_is_why_the_cluster_was_not_asked() {
         (json!({ "key": malformed }), 13, "cluster-auth-failed"),
         (json!({ "key": "aes256k", "newer": 2 }), 110, "cluster-unreachable"),
         (json!({ "key": "aes" }), 5, "cluster-not-asked"),
-        (json!({ "key": "no_key" }), 2, "cluster-auth-failed"),
+        (json!({ "key": "no_key" }), 2, "keyring-without-user"),
+        (json!({ "key": "no_key" }), 13, "keyring-without-user"),
+        (json!({ "key": "aes" }), 13, "cluster-auth-failed"),
+        (json!({ "key": "aes" }), 22, "cluster-not-asked"),
     ] {
         let mut survey = with_newer_key();
         survey["node"]["kernel"]["takes_aes256k"] = json!({ "known": true });

@@ -10,7 +10,7 @@ use rbd_preflight::observe::survey::Survey;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const ALL: [Ground; 25] = [
+const ALL: [Ground; 31] = [
     Ground::Files,
     Ground::Absence,
     Ground::Image,
@@ -21,12 +21,16 @@ const ALL: [Ground; 25] = [
     Ground::Blocklist,
     Ground::Owner,
     Ground::OwnerAndCaps,
+    Ground::DataPool,
+    Ground::Caps,
+    Ground::Denied,
     Ground::Option,
     Ground::Kernel,
     Ground::Mapped,
     Ground::Holders,
     Ground::Module,
     Ground::Keyring,
+    Ground::QemuKey,
     Ground::NoAnswer,
     Ground::Refusal,
     Ground::Conf,
@@ -35,6 +39,8 @@ const ALL: [Ground; 25] = [
     Ground::FullPool,
     Ground::Groups,
     Ground::Protocol,
+    Ground::Way,
+    Ground::Names,
     Ground::Tried,
 ];
 
@@ -85,6 +91,11 @@ fn failure(origin: &str, errno: i32) -> Value {
     json!({ "unknown": { "origin": origin, "what": "connect", "errno": errno, "message": "no" } })
 }
 
+/// A ceph.conf that was read, and what names the monitors.
+fn way(named: &Value, hosts: &Value) -> Value {
+    json!({ "conf": { "known": { "path": "c" } }, "named": named, "hosts": hosts })
+}
+
 /// The blank survey with what a ground names, and what has to be known before that can be.
 fn with(ground: Ground) -> (Value, Vec<Ground>) {
     let mut survey = blank();
@@ -129,9 +140,25 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
                 grounds.push(G::Blocklist);
             } else {
                 set(&["storages", "ceph", "caps"], json!({ "known": { "mon": "allow r" } }));
+                grounds.push(G::Caps);
             }
         }
         G::Blocklist => set(&["clusters", "0", "known", "blocklist"], none()),
+        G::DataPool => {
+            let mut image = opened();
+            image["found"]["data_pool"] = json!({ "known": { "name": "d", "readable": { "known": false } } });
+            set(&open, image);
+            grounds.push(G::Image);
+        }
+        G::Caps => {
+            opens();
+            set(&["storages", "ceph", "caps"], json!({ "known": { "osd": "allow r" } }));
+            grounds.push(G::Image);
+        }
+        G::Denied => {
+            set(&open, failure("outside", 1));
+            grounds.push(G::Refusal);
+        }
         G::Option => set(&["clusters", "0", "known", "blocklist_expire_seconds"], json!({ "known": 60 })),
         G::Kernel => {
             opens();
@@ -149,8 +176,16 @@ fn with(ground: Ground) -> (Value, Vec<Ground>) {
             &["storages", "ceph", "keyring"],
             json!({ "content": unknown(), "accepted": { "known": false } }),
         ),
+        G::QemuKey => {
+            set(&["storages", "ceph", "qemu_keyring"], json!({ "paths": ["k"], "by_blockdev": true }))
+        }
         G::NoAnswer => set(&["clusters", "0"], failure("outside", 110)),
         G::Refusal => set(&["clusters", "0"], failure("outside", 13)),
+        G::Way => set(&["storages", "ceph", "way"], way(&json!(null), &json!([]))),
+        G::Names => {
+            let host = json!({ "name": "a", "protocol": "any", "found": { "unknown": "no" } });
+            set(&["storages", "ceph", "way"], way(&json!({ "by": "line 1", "text": "a" }), &json!([host])));
+        }
         G::Conf => set(&["clusters", "0"], failure("conf", 2)),
         G::Quorum => set(&["node", "quorate"], json!({ "known": false })),
         G::Snippet => set(

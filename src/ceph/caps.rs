@@ -53,6 +53,18 @@ pub fn caps_command(user: &str, caps: &Caps) -> String {
     line(user, &all)
 }
 
+/// The caps with `profile rbd` for further pools, each with the namespace in it.
+pub fn with_pools(caps: &Caps, pools: &[(&str, Option<&str>)]) -> Caps {
+    let mut caps = caps.clone();
+    let osd = caps.0.get("osd").map(|osd| osd.trim().trim_end_matches([',', ';']).to_owned());
+    let further = pools.iter().map(|(pool, namespace)| pool_grant(pool, *namespace));
+    let all: Vec<String> = osd.into_iter().filter(|osd| !osd.is_empty()).chain(further).collect();
+    if !all.is_empty() {
+        caps.0.insert("osd".to_owned(), all.join(", "));
+    }
+    caps
+}
+
 /// The user that has all rights: a line with fewer would take them from the whole cluster.
 const ADMIN: &str = "admin";
 
@@ -177,14 +189,14 @@ fn adds(conditions: &[&str]) -> bool {
 }
 
 /// The grants of a service's caps, which commas or semicolons outside of quotes separate.
-fn grants(caps: &str) -> impl Iterator<Item = &str> {
+pub(super) fn grants(caps: &str) -> impl Iterator<Item = &str> {
     let mut quote = None;
     let separates = move |c: char| outside(&mut quote, c) && matches!(c, ',' | ';');
     caps.split(separates).map(str::trim).filter(|grant| !grant.is_empty())
 }
 
 /// The words of a grant, without quotes; `=` is as good as a blank.
-fn words(grant: &str) -> Vec<String> {
+pub(super) fn words(grant: &str) -> Vec<String> {
     let mut quote = None;
     let separates = move |c: char| outside(&mut quote, c) && (c.is_ascii_whitespace() || c == '=');
     let words = grant.split(separates).filter(|word| !word.is_empty());
@@ -255,6 +267,16 @@ pub fn admin(root: &Root) -> Option<Connection> {
         user: "admin".to_owned(),
         keyring: Some(file("/etc/pve/priv/ceph.client.admin.keyring")?),
     })
+}
+
+/// The same where it costs little: for a user that is not client.admin, on PVE's own cluster, as client.admin of it. Everybody else may hardly
+/// ever read caps, and another cluster's admin is not here; `None` then.
+pub fn find_caps_as_admin(root: &Root, connection: &Connection, deadline: Duration) -> Option<Reading<Caps>> {
+    let admin = admin(root)?;
+    if connection.user == ADMIN || connection.mon_host.is_some() || connection.conf != admin.conf {
+        return None;
+    }
+    Some(find_caps(root, &admin, &connection.user, deadline))
 }
 
 struct Job {
@@ -369,6 +391,20 @@ mod tests {
         let expected = r"ceph auth caps 'client.a b' mon 'allow r, profile rbd' osd 'allow rw pool=it'\''s' mgr 'profile rbd' mds 'allow r' x y";
         assert_eq!(caps_command("a b", &all), expected);
         assert_eq!(caps_command("v", &caps(&[])), "ceph auth caps client.v mon 'profile rbd'");
+    }
+
+    #[test]
+    fn further_pools_are_added_to_what_is_there() {
+        let with = |osd: &str| {
+            let line = caps_command(
+                "v",
+                &with_pools(&caps(&[("mon", "profile rbd"), ("osd", osd)]), &[("d", Some("n"))]),
+            );
+            line.split_once(" osd ").unwrap().1.to_owned()
+        };
+        assert_eq!(with("profile rbd pool=p"), "'profile rbd pool=p, profile rbd pool=d namespace=n'");
+        assert_eq!(with("allow r; "), "'allow r, profile rbd pool=d namespace=n'");
+        assert_eq!(with(""), "'profile rbd pool=d namespace=n'");
     }
 
     #[test]

@@ -6,9 +6,9 @@ use crate::reading::Reading;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What `rados_connect` ends with where the monitors, or Ceph's own look at the keyring, refuse the user.
-pub const REFUSED: [Errno; 5] =
-    [Errno::EPERM, Errno::EACCES, Errno::ENOENT, Errno::EINVAL, Errno::EOPNOTSUPP];
+/// What `rados_connect` ends with where the monitors refuse the user, or Ceph finds no key of it to offer them. 2 (ENOENT) and 22 (EINVAL)
+/// it ends with before any monitor is asked.
+pub const REFUSED: [Errno; 3] = [Errno::EPERM, Errno::EACCES, Errno::EOPNOTSUPP];
 
 /// What it ends with where nobody answers.
 pub const NO_ANSWER: [Errno; 5] =

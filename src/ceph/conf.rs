@@ -77,6 +77,11 @@ pub fn difference<'a>(old: &'a str, new: &'a str) -> (usize, Vec<&'a str>, Vec<&
     (same + 1, old[..old.len() - tail].to_vec(), new[..new.len() - tail].to_vec())
 }
 
+/// The first line that Ceph does not read past, from 1: it is neither a section, nor `name = value`, nor a comment.
+pub fn first_junk(text: &str) -> Option<usize> {
+    lines(text).into_iter().find(|line| line.kind == Kind::Junk).map(|line| line.number)
+}
+
 /// A line with those that it is continued on. No `Debug`: a keyring's holds a key.
 pub struct Line {
     /// Where it stands, or the section that it begins.

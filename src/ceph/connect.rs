@@ -4,7 +4,7 @@ use crate::ceph::ffi::Cluster;
 use crate::ceph::keyring::BYTE_ORDER_MARK;
 use crate::pve::connection::Connection;
 use crate::reading::{Failure, Origin};
-use nix::libc::{EACCES, EIO, ENOENT};
+use nix::libc::{EACCES, EINVAL, EIO, ENOENT, ENOTDIR};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,8 +113,9 @@ fn of_ceph(deadline: Duration) -> Duration {
 fn read_conf(cluster: &Cluster, connection: &Connection) -> Result<(), Failure> {
     match &connection.conf {
         Some(conf) => cluster.read_conf(Some(conf)).map_err(|errno| {
-            let origin = if [ENOENT, EACCES].contains(&errno) { Origin::Conf } else { Origin::Own };
-            Failure::errno(format!("read {conf}"), errno).on(origin)
+            // Anything else is a limit of this process.
+            let of_file = [ENOENT, ENOTDIR, EACCES, EINVAL].contains(&errno);
+            Failure::errno(format!("read {conf}"), errno).on(if of_file { Origin::Conf } else { Origin::Own })
         }),
         // As rbd and QEMU do when they are given monitors only: Ceph's default file, which need not be there.
         None => {

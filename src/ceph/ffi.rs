@@ -8,7 +8,63 @@
 use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
+
+/// Why a name has no address.
+pub struct Unresolved {
+    /// There is no such name, or it has no address; otherwise the name service could not be asked now.
+    pub for_good: bool,
+    /// The C library's words.
+    pub words: String,
+}
+
+/// The addresses of a host's name, as Ceph's libraries ask for them (`getaddrinfo(3)`); each once. It may take as long as the name service does.
+///
+/// # Errors
+/// Why there are none. The standard library's own call does not tell a name that does not exist from a service that does not answer.
+pub fn resolve(name: &str) -> Result<Vec<IpAddr>, Unresolved> {
+    use nix::libc::{
+        AF_INET, AF_INET6, AF_UNSPEC, EAI_NODATA, EAI_NONAME, SOCK_STREAM, addrinfo, freeaddrinfo,
+        gai_strerror, getaddrinfo, sockaddr_in, sockaddr_in6,
+    };
+    let no_name = |_| Unresolved { for_good: true, words: "it is no name".to_owned() };
+    let name = c_text(name).map_err(no_name)?;
+    // SAFETY: of this plain structure of numbers and pointers all zeroes is a value.
+    let mut hints: addrinfo = unsafe { std::mem::zeroed() };
+    (hints.ai_family, hints.ai_socktype) = (AF_UNSPEC, SOCK_STREAM);
+    let mut list = std::ptr::null_mut();
+    // SAFETY: the name is NUL-terminated, hints and the place for the result outlive the call.
+    let result = unsafe { getaddrinfo(name.as_ptr(), std::ptr::null(), &raw const hints, &raw mut list) };
+    if result != 0 {
+        // SAFETY: it gives a text of the C library's own.
+        let words = unsafe { rust_text(gai_strerror(result)) };
+        return Err(Unresolved { for_good: [EAI_NONAME, EAI_NODATA].contains(&result), words });
+    }
+    let mut addresses = Vec::new();
+    let mut entry = list;
+    // SAFETY: the entries are a list of the C library's that ends with NULL and lives until it is freed below; each address is
+    // of the type that its family names, and may stand at any byte.
+    unsafe {
+        while let Some(found) = entry.as_ref() {
+            let address: Option<IpAddr> = match found.ai_family {
+                AF_INET => {
+                    let address = found.ai_addr.cast::<sockaddr_in>().read_unaligned();
+                    Some(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)).into())
+                }
+                AF_INET6 => {
+                    let address = found.ai_addr.cast::<sockaddr_in6>().read_unaligned();
+                    Some(Ipv6Addr::from(address.sin6_addr.s6_addr).into())
+                }
+                _ => None,
+            };
+            addresses.extend(address.filter(|address| !addresses.contains(address)));
+            entry = found.ai_next;
+        }
+        freeaddrinfo(list);
+    }
+    Ok(addresses)
+}
 
 /// `ERANGE`: the buffer was too small, the needed size is told.
 const ERANGE: Errno = 34;
@@ -105,6 +161,7 @@ functions!(Rbd, "librbd.so.1", "librbd1", {
     rbd_get_id(Handle, *mut c_char, usize) -> c_int;
     rbd_get_features(Handle, *mut u64) -> c_int;
     rbd_get_op_features(Handle, *mut u64) -> c_int;
+    rbd_get_data_pool_id(Handle) -> i64;
     rbd_get_flags(Handle, *mut u64) -> c_int;
     rbd_snap_list(Handle, *mut SnapInfo, *mut c_int) -> c_int;
     rbd_snap_list_end(*mut SnapInfo);
@@ -864,6 +921,12 @@ impl Image {
     /// Ceph's errno.
     pub fn features(&self) -> Result<u64, Errno> {
         self.number(self.rbd.rbd_get_features)
+    }
+
+    /// The number of the pool that holds the data; the image's own where no other does.
+    pub fn data_pool_id(&self) -> i64 {
+        // SAFETY: the image is open.
+        unsafe { (self.rbd.rbd_get_data_pool_id)(self.handle) }
     }
 
     /// `RBD_OPERATION_FEATURE_*` bits.

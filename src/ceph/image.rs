@@ -99,6 +99,19 @@ pub struct ImageFacts {
     pub mirroring: Reading<Option<Mirroring>>,
     /// The state of a live migration (`prepared`, `executing`, …); `Known(None)` is none.
     pub migration: Reading<Option<String>>,
+    /// The other pool in which its data is; `None`: it is in the image's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_pool: Option<Reading<DataPool>>,
+}
+
+/// A pool that holds an image's data, and nothing else of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DataPool {
+    /// Its name.
+    pub name: String,
+    /// The storage's user may read there: an OSD was asked for an object.
+    pub readable: Reading<bool>,
 }
 
 impl ImageFacts {

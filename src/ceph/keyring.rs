@@ -46,7 +46,13 @@ pub struct Keyring {
     /// reads nothing of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newer: Option<usize>,
+    /// Where the file has no key of the user: of whom it has one, `client.admin`. The first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
 }
+
+/// How many users are named that a keyring has a key of.
+const FEW: usize = 8;
 
 /// The mark that some editors put before a text. Over it 16.2.15 ends the whole process (an assertion of its parser).
 pub const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
@@ -60,7 +66,7 @@ pub fn read(text: &[u8], user: &str) -> Keyring {
         return malformed(1, "a byte order mark stands before its text");
     }
     let user = format!("client.{user}");
-    let mut keyring = Keyring { key: Key::NoKey, newer: None };
+    let mut keyring = Keyring { key: Key::NoKey, newer: None, others: Vec::new() };
     for line in lines(&String::from_utf8_lossy(text)) {
         // What stands in no section is in `global`, which belongs to no user.
         let of_a_user = !["", "global"].contains(&line.section.as_str());
@@ -77,6 +83,8 @@ pub fn read(text: &[u8], user: &str) -> Keyring {
                     }
                     if line.section == user {
                         keyring.key = key;
+                    } else if keyring.others.len() < FEW && !keyring.others.contains(&line.section) {
+                        keyring.others.push(line.section);
                     }
                     None
                 }
@@ -89,11 +97,14 @@ pub fn read(text: &[u8], user: &str) -> Keyring {
             return malformed(line.number, why);
         }
     }
+    if keyring.key != Key::NoKey {
+        keyring.others.clear();
+    }
     keyring
 }
 
 fn malformed(line: usize, why: &str) -> Keyring {
-    Keyring { key: Key::Malformed { line, why: why.to_owned() }, newer: None }
+    Keyring { key: Key::Malformed { line, why: why.to_owned() }, newer: None, others: Vec::new() }
 }
 
 fn is_entity(section: &str) -> bool {
@@ -308,7 +319,14 @@ mod tests {
     #[test]
     fn a_key_of_anybodys_that_an_older_library_cannot_read_is_seen() {
         let text = format!("[client.a]\nkey = {}\n[client.b]\n\nkey = {}\n", aes(), aes256k());
-        assert_eq!(read(text.as_bytes(), "a"), Keyring { key: Key::Aes, newer: Some(5) });
-        assert_eq!(read(text.as_bytes(), "b"), Keyring { key: Key::Aes256k, newer: Some(5) });
+        assert_eq!(read(text.as_bytes(), "a"), Keyring { key: Key::Aes, newer: Some(5), others: vec![] });
+        assert_eq!(read(text.as_bytes(), "b"), Keyring { key: Key::Aes256k, newer: Some(5), others: vec![] });
+    }
+
+    #[test]
+    fn a_keyring_without_the_users_key_says_whose_keys_it_has() {
+        let text = format!("[client.a]\nkey = {0}\n[client.b]\nkey = {0}\n[client.a]\nkey = {0}\n", aes());
+        assert_eq!(read(text.as_bytes(), "c").others, ["client.a", "client.b"]);
+        assert!(read(text.as_bytes(), "a").others.is_empty());
     }
 }

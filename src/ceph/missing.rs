@@ -8,6 +8,8 @@ use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
 use std::sync::Arc;
 
+/// `EPERM`: an OSD answers so where the user's caps do not allow it.
+const EPERM: Errno = 1;
 /// `ENOENT`.
 const ENOENT: Errno = 2;
 
@@ -22,6 +24,9 @@ pub fn of_pool(spec: &Spec, errno: Errno) -> ImageReading {
 /// What it means that an image could not be opened.
 pub fn of_image(spec: &Spec, pool: &Arc<Pool>, errno: Errno) -> ImageReading {
     let failure = Failure::errno(format!("open {spec}"), errno);
+    if errno == EPERM {
+        return ImageReading::Unknown(refused(spec, pool).unwrap_or(failure));
+    }
     if errno != ENOENT {
         return ImageReading::Unknown(failure);
     }
@@ -35,6 +40,14 @@ pub fn of_image(spec: &Spec, pool: &Arc<Pool>, errno: Errno) -> ImageReading {
             Err(failure) => ImageReading::Unknown(failure),
         },
         Err(failure) => ImageReading::Unknown(failure),
+    }
+}
+
+/// What of an image the OSDs refuse to this user: its own header, or that of an ancestor, with its pool.
+fn refused(spec: &Spec, pool: &Arc<Pool>) -> Option<Failure> {
+    match look_for(spec, pool).ok()? {
+        Whereabouts::Id(id) => find_gap(spec, pool, &id).err().filter(|failure| failure.errno == Some(EPERM)),
+        Whereabouts::Nowhere | Whereabouts::OldFormat => None,
     }
 }
 
@@ -126,7 +139,10 @@ fn find_gap(spec: &Spec, pool: &Arc<Pool>, id: &str) -> Result<Option<Gap>, Fail
         };
         header = format!("rbd_header.{}", link.image);
         let name = pool_name(&pool, link.pool);
-        if !exists(&pool, &header).map_err(failure)? {
+        let of_parent = |errno| {
+            Failure::errno(format!("read the parent of id {} in {name}, of {spec}", link.image), errno)
+        };
+        if !exists(&pool, &header).map_err(of_parent)? {
             return Ok(Some(Gap::Parent(format!("the parent of id {} in {name} is gone", link.image))));
         }
         if pool.class_call(&header, "snapshot_get", &link.snapshot.to_le_bytes()) == Err(ENOENT) {

@@ -1,7 +1,7 @@
 //! Everything that an open image tells.
 
 use crate::ceph::ffi::{Image, RawLock, RawMirror, RawSnapshot, RawWatcher};
-use crate::ceph::image::{Flags, ImageFacts, Mirroring, Snapshot};
+use crate::ceph::image::{DataPool, Flags, ImageFacts, Mirroring, Snapshot};
 use crate::ceph::parents::read_parents;
 use crate::rbd::address::bare_address;
 use crate::rbd::features::Features;
@@ -36,8 +36,26 @@ pub fn read_facts(spec: &Spec, image: &Image) -> Result<ImageFacts, Failure> {
         parents: read_parents(spec, image).into(),
         mirroring: mirroring(spec, image, old_format),
         migration: migration(spec, image, features),
+        data_pool: features.contains(Features::DATA_POOL).then(|| data_pool(spec, image).into()),
         id,
     })
+}
+
+/// The pool of its data. An object that need not be there is asked for: an OSD looks at the user's rights before it looks for the object.
+fn data_pool(spec: &Spec, image: &Image) -> Result<DataPool, Failure> {
+    const ENOENT: Errno = 2;
+    const EPERM: Errno = 1;
+    let cluster = image.pool().cluster();
+    let id = image.data_pool_id();
+    let failure = |errno| Failure::errno(format!("look for the data pool of {spec}"), errno);
+    let name = cluster.pool_name(id).map_err(failure)?;
+    let pool = cluster.pool_by_id(id, spec.namespace.as_deref()).map_err(failure)?;
+    let readable = match pool.stat("rbd_data") {
+        Ok(()) | Err(ENOENT) => Reading::Known(true),
+        Err(EPERM) => Reading::Known(false),
+        Err(errno) => Reading::Unknown(Failure::errno(format!("read in the data pool {name}"), errno)),
+    };
+    Ok(DataPool { name, readable })
 }
 
 /// The lock object, as it was when the image was opened.

@@ -25,7 +25,6 @@ use crate::sys::time;
 use crate::sys::write::whole;
 use anyhow::{Context, Result};
 use std::cmp::Reverse;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -114,7 +113,7 @@ fn print_many(reports: &[GuestReport], unread: &[Unread], findings: &[Finding], 
     if !named {
         let told = |report: &&GuestReport| !options.quiet || report.verdict() != Verdict::Ready;
         let shown: Vec<&GuestReport> = reports.iter().filter(told).collect();
-        let width = std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
+        let width = crate::sys::stdout::width();
         out!("{}", report::many_guests::text(&shown, unread, findings, width));
     }
     if named || options.verbose {

@@ -45,6 +45,7 @@ use std::io::{self, Write as _};
 
 /// Runs what the command line asks for, and says on stderr what went wrong.
 pub fn run(cli: Cli) -> Exit {
+    crate::sys::stdout::keep();
     let root = Root::new(cli.root);
     logging::begin(cli.log);
     let result = match &cli.command {
@@ -71,7 +72,7 @@ pub fn run(cli: Cli) -> Exit {
 /// Writes to stdout. Where nobody reads on (`check 516 | head`) the process ends quietly; any other fault of stdout, such as
 /// a full disk, is said, and the exit code is that of an error: half a report must not pass for one.
 fn print(words: fmt::Arguments) {
-    if let Err(error) = io::stdout().write_fmt(words) {
+    if let Err(error) = crate::sys::stdout::stdout().write_fmt(words) {
         if error.kind() != io::ErrorKind::BrokenPipe {
             errln!(
                 "rbd-preflight: cannot write to stdout: {}; the output is not complete",

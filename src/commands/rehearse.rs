@@ -15,7 +15,6 @@ use crate::sys::root::Root;
 use crate::sys::time;
 use anyhow::Result;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ pub fn run(root: &Root, options: &Rehearse) -> Result<Exit> {
         return Ok(Exit::Ready);
     } else {
         let told: Vec<Row> = rows.iter().filter(|row| !options.quiet || !row.is_ready()).cloned().collect();
-        let width = std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1));
+        let width = crate::sys::stdout::width();
         out!("{}", view::text(&told, &rows, &columns, width));
     }
     if columns.iter().all(|column| column.answer.is_err()) {

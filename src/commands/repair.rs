@@ -229,10 +229,10 @@ fn of_guest(
     if !options.manner.json {
         // Whoever stops reading does not stop the work.
         world.on_action(|report: &ActionReport| {
-            let _ = writeln!(std::io::stdout(), "{}", text::action(report));
+            let _ = writeln!(crate::sys::stdout::stdout(), "{}", text::action(report));
         });
         world.on_wait(|wait| {
-            let _ = writeln!(std::io::stdout(), "{}", text::second_look(wait));
+            let _ = writeln!(crate::sys::stdout::stdout(), "{}", text::second_look(wait));
         });
     }
     let after = act::repair(&mut world, &session.policy)?;

@@ -41,10 +41,10 @@ pub fn run(root: &Root, options: &cli::Undo) -> Result<Exit> {
     world.by_rule(undo);
     // Whoever stops reading does not stop the work.
     world.on_action(|report: &ActionReport| {
-        let _ = writeln!(std::io::stdout(), "{}", text::action(report));
+        let _ = writeln!(crate::sys::stdout::stdout(), "{}", text::action(report));
     });
     world.on_wait(|wait| {
-        let _ = writeln!(std::io::stdout(), "{}", text::second_look(wait));
+        let _ = writeln!(crate::sys::stdout::stdout(), "{}", text::second_look(wait));
     });
     let (after, done) = act::once(&mut world, &undo)?;
     let name = world.run().clone();

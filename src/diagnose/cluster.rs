@@ -1,16 +1,15 @@
 //! What there is to say of the clusters.
 
-use crate::ceph::cluster::{ClusterFacts, FULL, Health, NO_ANSWER, REFUSED, UNAVAILABLE};
+use crate::ceph::cluster::{ClusterFacts, FULL, Health, UNAVAILABLE};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::{keys, service};
+use crate::diagnose::{connecting, service};
 use crate::finding_codes::{Code, Severity};
 use crate::observe::lock_owner::unwatching;
-use crate::observe::survey::Survey;
+use crate::observe::survey::{StorageFacts, Survey};
 use crate::pve::guest::Access;
 use crate::rbd::blocklist::BlocklistEntry;
-use crate::reading::{Failure, Origin, Reading};
+use crate::reading::{Failure, Reading};
 use crate::settings::policy::Policy;
-use nix::errno::Errno;
 
 /// Health checks under which reads or writes may not be answered (Ceph `doc/rados/operations/health-checks`).
 const IO_STOPPERS: [&str; 6] =
@@ -18,13 +17,17 @@ const IO_STOPPERS: [&str; 6] =
 
 /// Findings about each cluster that the guest's disks lie in.
 pub fn findings(survey: &Survey, policy: &Policy) -> Vec<Finding> {
+    let dropped = survey.storages.values().filter_map(|storage| {
+        let finding = connecting::monhost_dropped(&storage.section)?;
+        Some(Finding { storages: vec![storage.section.id.clone()], ..finding })
+    });
     let each = survey
         .clusters
         .iter()
         .enumerate()
         .map(|(index, cluster)| (index, cluster, storages_of(survey, index)));
     let used = each.filter(|(_, _, storages)| !storages.is_empty());
-    used.flat_map(|(index, cluster, storages)| {
+    let of_clusters = used.flat_map(|(index, cluster, storages)| {
         let findings = match cluster {
             Reading::Known(facts) => {
                 let full = service::full(survey, facts, &storages);
@@ -33,35 +36,22 @@ pub fn findings(survey: &Survey, policy: &Policy) -> Vec<Finding> {
                 let told = answers(facts, lock_to_break(survey, index), &service);
                 told.into_iter().chain(service).chain(shut_out(facts)).collect()
             }
-            Reading::Unknown(failure) => {
-                let keyring = keys::unread(survey, index, failure);
-                vec![keyring.unwrap_or_else(|| silent(failure, &storages.join(", ")))]
-            }
+            Reading::Unknown(failure) => silent(survey, index, failure, &storages.join(", ")),
         };
         findings.into_iter().map(move |finding| Finding { storages: storages.clone(), ..finding })
-    })
-    .collect()
+    });
+    dropped.chain(of_clusters).collect()
 }
 
 fn storages_of(survey: &Survey, cluster: usize) -> Vec<String> {
     survey.storages.values().filter(|s| s.cluster == cluster).map(|s| s.section.id.clone()).collect()
 }
 
-/// Why a cluster could not be asked. Only what the cluster or the network is known to answer is told of them.
-fn silent(failure: &Failure, storages: &str) -> Finding {
-    let detail = format!("storage {storages}: {failure}");
-    match (failure.origin, failure.errno.map(Errno::from_raw)) {
-        (Origin::Library, _) => Finding::new(Code::LibraryMissing, detail),
-        (Origin::Conf, _) => Finding::new(Code::CephConfMissing, detail),
-        (Origin::Outside, Some(errno)) if REFUSED.contains(&errno) => {
-            Finding::new(Code::ClusterAuthFailed, detail)
-        }
-        (Origin::Outside, Some(errno)) if NO_ANSWER.contains(&errno) => {
-            Finding::new(Code::ClusterUnreachable, detail)
-                .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
-        }
-        (Origin::Outside | Origin::Own | Origin::Late, _) => Finding::new(Code::ClusterNotAsked, detail),
-    }
+/// Why a cluster could not be asked. Its storages share one connection, so what holds of the first does of all.
+fn silent(survey: &Survey, cluster: usize, failure: &Failure, named: &str) -> Vec<Finding> {
+    let mut storages = survey.storages.values().filter(|storage| storage.cluster == cluster);
+    let why = |storage: &StorageFacts| connecting::attempt(storage, named, failure).why();
+    storages.next().map(why).into_iter().collect()
 }
 
 /// Is there a lock in this cluster that librbd will have to break at the start. krbd breaks one whatever the option says.

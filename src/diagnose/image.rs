@@ -2,7 +2,7 @@
 
 use crate::ceph::image::{ImageFacts, ImageReading, Trashed};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::{advice, owner, safety};
+use crate::diagnose::{advice, owner, rights, safety};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::{KernelFacts, Mapping};
 use crate::observe::lock_owner::{self, Life};
@@ -354,8 +354,10 @@ pub fn reading_findings(survey: &Survey, disk: &DiskFacts) -> Vec<Finding> {
             Finding::new(Code::ClusterUnreachable, failure.to_string())
                 .remedy(RemedyKind::Wait, Code::ClusterUnreachable.remedy())
         }
-        Some(ImageReading::Unknown(failure)) => Finding::new(Code::ImageUnreadable, failure.to_string())
-            .remedy(RemedyKind::Manual, advice::unread(survey.guest.vmid, &[failure])),
+        Some(ImageReading::Unknown(failure)) => rights::refused(survey, disk, failure).unwrap_or_else(|| {
+            Finding::new(Code::ImageUnreadable, failure.to_string())
+                .remedy(RemedyKind::Manual, advice::unread(survey.guest.vmid, &[failure]))
+        }),
     };
     vec![finding]
 }

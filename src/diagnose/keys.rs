@@ -2,14 +2,16 @@
 //! anything is mapped.
 
 use crate::ceph::keyring::{Key, Keyring};
+use crate::ceph::qemu_keyring::NoKeyForQemu;
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::finding_codes::{Code, Severity};
 use crate::kernel::key_types;
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::pve::guest::{Access, Role};
-use crate::pve::keyring::{name_in_conf_command, rewrite_command};
+use crate::pve::keyring::rewrite_command;
 use crate::pve::words::Kind;
-use crate::reading::{Failure, Reading};
+use crate::reading::Reading;
+use crate::sys::quote::quoted;
 
 /// Findings about the key of each storage that a disk of the guest's lies on.
 pub fn findings(survey: &Survey) -> Vec<Finding> {
@@ -17,10 +19,8 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
     for storage in survey.storages.values() {
         let disks: Vec<&DiskFacts> = disks_on(survey, storage).collect();
         if !disks.is_empty() {
-            let found =
-                [refused(storage), unsupported(survey, storage, &disks), unnamed(survey, storage, &disks)]
-                    .into_iter()
-                    .flatten();
+            let found = [refused(storage), unsupported(survey, storage, &disks), unfound_by_qemu(storage)];
+            let found = found.into_iter().flatten();
             let of_storage = |finding| Finding { storages: vec![storage.section.id.clone()], ..finding };
             findings.extend(found.map(of_storage));
         }
@@ -32,18 +32,6 @@ pub fn findings(survey: &Survey) -> Vec<Finding> {
 fn disks_on<'a>(survey: &'a Survey, storage: &StorageFacts) -> impl Iterator<Item = &'a DiskFacts> {
     let on = survey.disks.iter().filter(move |disk| disk.disk.storage == storage.section.id);
     on.filter(|disk| disk.disk.pve_drops.as_ref().is_none_or(|dropped| dropped.unknown_option))
-}
-
-/// Why a cluster could not be asked, where that is the keyring.
-pub fn unread(survey: &Survey, cluster: usize, failure: &Failure) -> Option<Finding> {
-    let mut storages = survey.storages.values().filter(|storage| storage.cluster == cluster);
-    let (storage, why) =
-        storages.find_map(|storage| Some((storage, content(storage)?.why_unread(failure)?)))?;
-    let id = &storage.section.id;
-    let path = storage.connection.keyring.as_deref().unwrap_or_default();
-    let detail = format!("storage {id}: {path}: {why}; no monitor was asked: {failure}");
-    let finding = Finding::new(Code::KeyringUnreadable, detail);
-    Some(finding.commands(rewrite_command(&storage.section, &storage.connection.user)))
 }
 
 fn content(storage: &StorageFacts) -> Option<&Keyring> {
@@ -66,25 +54,6 @@ fn refused(storage: &StorageFacts) -> Option<Finding> {
         holds.unwrap_or_default()
     );
     Some(Finding::new(Code::KeyringRefusedByPve, detail).commands(rewrite_command(section, user)))
-}
-
-/// QEMU opens a disk of the storage, and finds no keyring.
-fn unnamed(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) -> Option<Finding> {
-    let by_qemu = disks.iter().filter(|disk| disk.disk.access == Access::Librbd);
-    let keys: Vec<&str> = by_qemu.map(|disk| disk.disk.key.as_str()).collect();
-    if storage.keyring.as_ref()?.in_conf != Some(false) || keys.is_empty() || survey.guest.kind != Kind::Qemu
-    {
-        return None;
-    }
-    let id = &storage.section.id;
-    let detail = match &storage.connection.conf {
-        None => {
-            format!("storage {id} has no /etc/pve/priv/ceph/{id}.conf; opened by QEMU: {}", keys.join(", "))
-        }
-        Some(conf) => format!("storage {id}: {conf} has no `keyring`; opened by QEMU: {}", keys.join(", ")),
-    };
-    let finding = Finding::new(Code::KeyringNotInConf, detail);
-    Some(finding.commands([name_in_conf_command(&storage.section)]))
 }
 
 /// The kernel opens a disk of the storage, and takes no key of this type.
@@ -124,6 +93,40 @@ fn unsupported(survey: &Survey, storage: &StorageFacts, disks: &[&DiskFacts]) ->
             "this node's kernel can probably not use the type of key that the storage's user has".to_owned();
     }
     Some(finding.remedy(RemedyKind::Manual, ways_out(survey, &disks)))
+}
+
+/// QEMU looks for the user's key elsewhere than `rbd` is told to, and does not find it.
+fn unfound_by_qemu(storage: &StorageFacts) -> Option<Finding> {
+    let NoKeyForQemu { paths, found, by_blockdev } = storage.qemu_keyring.as_ref()?;
+    let (section, connection) = (&storage.section, &storage.connection);
+    let severity = match by_blockdev {
+        Some(true) => Severity::Blocker,
+        Some(false) => return None,
+        None => Severity::Note,
+    };
+    let where_ = match found {
+        Some(path) => format!("in {path}, which has no key of client.{}", connection.user),
+        None => format!("for {}, and none of these is there", paths.join(", ")),
+    };
+    let own = format!("/etc/pve/priv/ceph/{}.keyring", section.id);
+    let detail = format!("storage {}: QEMU looks {where_}; {own} is named to rbd only", section.id);
+    let finding = Finding::new(Code::QemuKeyMissing, detail).severity(severity);
+    let external = section.monhost.is_some();
+    let (file, place) = match external {
+        true => (format!("/etc/pve/priv/ceph/{}.conf", section.id), "global".to_owned()),
+        false => ("/etc/pve/ceph.conf".to_owned(), format!("client.{}", connection.user)),
+    };
+    let text = format!("set `keyring = {own}` in the section [{place}] of {file}");
+    let finding = finding.remedy(RemedyKind::Manual, text);
+    // A file that is not there yet can be made by a command; one that is there is for an editor.
+    Some(match external && connection.conf.is_none() {
+        true => finding.commands([format!(
+            "printf '[global]\\n\\tkeyring = %s\\n' {} >{}",
+            quoted(&own),
+            quoted(&file)
+        )]),
+        false => finding,
+    })
 }
 
 /// `krbd 0` helps only those that the kernel opens for that setting's sake: not a container's volumes, nor a TPM's state.

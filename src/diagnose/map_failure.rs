@@ -97,7 +97,8 @@ fn fits(message: &KernelMessage, errno: Option<Errno>) -> bool {
 fn cause(errno: Option<Errno>, said: &[KernelMessage], word: Option<RbdWord>, new_key: bool) -> Code {
     use KernelMessage as M;
     let told = said.iter().rev().filter(|said| fits(said, errno)).find_map(|message| match message {
-        M::BlocklistFailed { .. } => Some(Code::LockBreakNotPermitted),
+        // Any other errno is one of monitors that were busy, or could not be reached: no question of rights.
+        M::BlocklistFailed { errno, .. } if [1, 13].contains(errno) => Some(Code::LockBreakNotPermitted),
         M::PostAcquireFailed { .. } | M::ObjectMapSizeMismatch => Some(Code::ObjectMapBroken),
         M::ExternalLock { .. } | M::IncompatibleLockType | M::BlankLockerAddress => Some(Code::LockExternal),
         M::PeerKeepsLock => Some(Code::InUseElsewhere),
@@ -158,6 +159,7 @@ mod tests {
         for (errno, text, code) in [
             (108, "", Code::NodeClientBlocklisted),
             (13, "rbd: rbd0: failed to blocklist client4127: -13", Code::LockBreakNotPermitted),
+            (110, "rbd: rbd0: failed to blocklist client4127: -110", Code::ClusterUnreachable),
             (2, "rbd: rbd0: post-acquire action failed: -2", Code::ObjectMapBroken),
             (22, "rbd: rbd0: object map size mismatch: 2 vs 1", Code::ObjectMapBroken),
             (16, "rbd: rbd0: locked by external mechanism, tag x", Code::LockExternal),

@@ -4,6 +4,7 @@ mod advice;
 pub mod budget;
 mod client;
 mod cluster;
+pub mod connecting;
 pub(crate) mod features;
 pub mod finding;
 mod guest;
@@ -18,6 +19,7 @@ pub mod owner;
 mod parents;
 mod protocol;
 mod rbd_words;
+pub mod rights;
 pub mod safety;
 mod service;
 mod sharing;
@@ -104,6 +106,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
     findings.extend(stranger::findings(survey, policy, disk));
     if let Some(image) = Image::of(survey, policy, disk) {
         findings.extend(image::findings(&image));
+        findings.extend(rights::findings(&image));
         findings.extend(features::findings(&image));
         findings.extend(parents::findings(&image));
         findings.extend(lock::findings(&image));

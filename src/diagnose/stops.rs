@@ -4,6 +4,7 @@
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::cluster::{NO_ANSWER, REFUSED};
 use crate::ceph::image::{ImageFacts, ImageReading};
+use crate::ceph::way::{Resolved, Way};
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::finding_codes::{Code, Severity};
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
@@ -34,6 +35,12 @@ pub enum Ground {
     Owner,
     /// The same two, and what the storage's user may do.
     OwnerAndCaps,
+    /// An OSD has refused the user to read in the pool of the image's data.
+    DataPool,
+    /// The image was opened, and what the storage's user may do was read.
+    Caps,
+    /// An OSD has refused the user to open the image.
+    Denied,
     /// A client's option, as the cluster has it.
     Option,
     /// What this node's kernel can open, for an image that was read.
@@ -46,6 +53,8 @@ pub enum Ground {
     Module,
     /// The keyring's file, or Proxmox VE's own check of it.
     Keyring,
+    /// The files in which QEMU looks for the user's key, and that it is the way in which it is told of the disk.
+    QemuKey,
     /// The cluster or the network gave no answer within the whole time that the settings give it.
     NoAnswer,
     /// The monitors, or Ceph's library, refused the user.
@@ -62,6 +71,10 @@ pub enum Ground {
     Groups,
     /// The only protocol of the monitors, and what a map asks for.
     Protocol,
+    /// The ceph.conf was read, and storage.cfg, and neither names a monitor.
+    Way,
+    /// The resolver has said that there is no such name.
+    Names,
     /// This run has tried the map, or the change, and it failed.
     Tried,
 }
@@ -86,6 +99,13 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::KeyringRefusedByPve, &[G::Keyring]),
     (Code::KeyTypeUnsupported, &[G::Keyring, G::Tried]),
     (Code::CephConfMissing, &[G::Conf]),
+    (Code::CephConfInvalid, &[G::Conf]),
+    (Code::MonitorsNotNamed, &[G::Way]),
+    (Code::MonitorNameUnresolved, &[G::Names]),
+    (Code::MonitorPortWrong, &[G::NoAnswer]),
+    (Code::KeyringMissing, &[G::Refusal]),
+    (Code::KeyringWithoutUser, &[G::Keyring]),
+    (Code::QemuKeyMissing, &[G::QemuKey]),
     (Code::NodeBlocklisted, &[G::Blocklist]),
     (Code::QuorumMissing, &[G::Quorum]),
     (Code::GuestLocked, &[G::Files]),
@@ -104,6 +124,7 @@ pub const TABLE: &[(Code, &[Ground])] = &[
     (Code::ParentChainTooDeep, &[G::Parents, G::Tried]),
     (Code::LockOwnerAlive, &[G::Owner]),
     (Code::LockBreakNotPermitted, &[G::OwnerAndCaps, G::Tried]),
+    (Code::RightsMissing, &[G::DataPool, G::Caps, G::Denied]),
     (Code::InUseElsewhere, &[G::Watchers, G::Tried]),
     (Code::LockExternal, &[G::Lock, G::Tried]),
     (Code::LockDying, &[G::Watchers, G::Tried]),
@@ -163,11 +184,15 @@ impl<'a> Seen<'a> {
             G::Lock => in_image(&|facts| facts.lock.known().is_some()),
             G::Watchers => in_image(&|facts| facts.watchers.known().is_some()),
             G::Owner => self.has(G::Lock) && self.has(G::Watchers) && self.has(G::Blocklist),
-            G::OwnerAndCaps => {
-                let caps =
-                    |storage: &StorageFacts| storage.caps.as_ref().is_some_and(|caps| caps.known().is_some());
-                self.has(G::Lock) && self.has(G::Watchers) && self.storages().any(caps)
-            }
+            G::OwnerAndCaps => self.has(G::Lock) && self.has(G::Watchers) && self.storages().any(has_caps),
+            G::DataPool => in_image(&|facts| {
+                let pool = facts.data_pool.as_ref().and_then(Reading::known);
+                pool.is_some_and(|pool| pool.readable == Reading::Known(false))
+            }),
+            G::Caps => image.is_some() && self.storages().any(has_caps),
+            G::Denied => self.disk().is_some_and(
+                |disk| matches!(&disk.reading, Some(ImageReading::Unknown(failure)) if failure.is_refusal()),
+            ),
             G::Blocklist => self.clusters().any(|facts| facts.blocklist.known().is_some()),
             G::Option => self.clusters().any(|facts| facts.blocklist_expire_seconds.known().is_some()),
             G::Kernel => image.is_some() && self.survey.node.kernel.supported.known().is_some(),
@@ -178,6 +203,9 @@ impl<'a> Seen<'a> {
             }
             G::Module => self.survey.node.kernel.load_failure.is_some(),
             G::Keyring => self.storages().any(|storage| storage.keyring.is_some()),
+            G::QemuKey => self.storages().any(|storage| {
+                storage.qemu_keyring.as_ref().is_some_and(|lacking| lacking.by_blockdev == Some(true))
+            }),
             G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
             G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
             G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),
@@ -204,6 +232,10 @@ impl<'a> Seen<'a> {
                 };
                 self.clusters().any(read)
             }
+            G::Way => self.ways().any(|way| way.named.is_none() && way.is_read()),
+            G::Names => {
+                self.ways().any(|way| way.hosts.iter().any(|host| matches!(host.found, Resolved::Unknown(_))))
+            }
             G::Tried => self.survey.history.iter().any(|report| self.is_tried(report)),
         }
     }
@@ -224,6 +256,10 @@ impl<'a> Seen<'a> {
         let of_disk = self.disk().map(|disk| disk.disk.storage.as_str());
         let named = self.finding.storages.iter().map(String::as_str);
         of_disk.into_iter().chain(named).filter_map(|id| self.survey.storages.get(id))
+    }
+
+    fn ways(&self) -> impl Iterator<Item = &'a Way> {
+        self.storages().filter_map(|storage| storage.way.as_ref())
     }
 
     fn readings(&self) -> impl Iterator<Item = &'a Reading<ClusterFacts>> {
@@ -249,6 +285,10 @@ impl<'a> Seen<'a> {
         let same = own.is_some_and(|own| own.may_be(report.action.target.identity()));
         same && matches!(report.result, ActionResult::Failed { .. })
     }
+}
+
+fn has_caps(storage: &StorageFacts) -> bool {
+    storage.caps.as_ref().is_some_and(|caps| caps.known().is_some())
 }
 
 fn is_outside(failure: &Failure, errnos: &[Errno]) -> bool {

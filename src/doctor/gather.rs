@@ -5,6 +5,7 @@ use crate::ceph::caps::find_caps;
 use crate::ceph::ffi;
 use crate::ceph::image::ImageReading;
 use crate::ceph::read_cluster::read_cluster;
+use crate::ceph::way;
 use crate::hook::earlier;
 use crate::hook::snippet::ON_LOCAL;
 use crate::hook::snippet::OtherNode;
@@ -165,6 +166,7 @@ fn unasked(section: &RbdStorage, failure: Failure) -> StorageFacts {
         cluster: Reading::Unknown(failure.clone()),
         caps: Reading::Unknown(failure),
         keyring: None,
+        way: None,
     }
 }
 
@@ -175,7 +177,9 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
     };
     let spec =
         Spec { pool: section.pool.clone(), namespace: section.namespace.clone(), image: NO_IMAGE.to_owned() };
-    let cluster = match read_cluster(&connection, &[spec], limit) {
+    let read = || read_cluster(&connection, &[spec], limit);
+    let (cluster, way) = way::beside(&connection, limit, read, Reading::failure);
+    let cluster = match cluster {
         Reading::Known((facts, images)) => {
             Reading::Known((facts, images.into_iter().next().unwrap_or(ImageReading::ImageMissing)))
         }
@@ -185,8 +189,8 @@ fn ask_storage(root: &Root, section: &RbdStorage, check: &Check, limit: Duration
         Reading::Known(_) => find_caps(root, &connection, &connection.user, limit),
         Reading::Unknown(failure) => Reading::Unknown(failure.clone()),
     };
-    let keyring = keyring_facts(root, section, &connection, check);
-    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring }
+    let keyring = keyring_facts(&connection, check);
+    StorageFacts { section: section.clone(), connection: Some(connection), cluster, caps, keyring, way }
 }
 
 type Guests = Reading<Vec<Result<Guest, (u32, String)>>>;

@@ -5,7 +5,7 @@ use crate::ceph::keyring::{Key, Keyring};
 use crate::finding_codes::Code;
 use crate::kernel::key_types;
 use crate::pve::guest::Access;
-use crate::pve::keyring::{name_in_conf_command, rewrite_command};
+use crate::pve::keyring::rewrite_command;
 use crate::reading::Reading;
 
 /// What there is to say of one of those who use the key.
@@ -62,11 +62,6 @@ pub(super) fn check(facts: &Facts, storage: &StorageFacts) -> Option<Check> {
             Part::new(State::Unknown, format!("what Proxmox VE's own check says is not known: {failure}"))
         }
     });
-    if keyring.in_conf == Some(false) {
-        let code = Code::KeyringNotInConf;
-        let remedy = format!("{}: {}", code.remedy(), name_in_conf_command(&storage.section));
-        parts.push(Part { remedy: Some(remedy), ..Part::new(State::Warn, code.summary()) });
-    }
     Some(joined(name, parts))
 }
 

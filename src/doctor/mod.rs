@@ -9,6 +9,7 @@ mod storages;
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
+use crate::ceph::way::Way;
 use crate::hook::snippet::OtherNode;
 use crate::kernel::KernelFacts;
 use crate::observe::keyring::KeyringFacts;
@@ -122,6 +123,8 @@ pub struct StorageFacts {
     pub caps: Reading<Caps>,
     /// What is known of its keyring; `None` without one.
     pub keyring: Option<KeyringFacts>,
+    /// How far this node gets on the way to its monitors; only looked for where they could not be asked.
+    pub way: Option<Way>,
 }
 
 /// The snippet on this node under one name.

@@ -5,8 +5,10 @@ use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
 use crate::ceph::cluster::{ClusterFacts, REFUSED};
 use crate::ceph::image::ImageReading;
+use crate::diagnose::connecting::Attempt;
+use crate::diagnose::finding::Finding;
+use crate::finding_codes::Severity;
 use crate::pve::connection::rbd_arguments;
-use crate::pve::keyring::rewrite_command;
 use crate::reading::{Failure, Reading};
 use crate::sys::command::Command;
 use nix::errno::Errno;
@@ -64,38 +66,36 @@ fn reach(storage: &StorageFacts) -> Check {
                 false => check.remedy(rbd(storage, &["ls"])),
             }
         }
-        Reading::Unknown(failure) if failure.errno.is_none() => {
-            Check::new(&name, State::Unknown, failure.to_string())
-        }
-        Reading::Unknown(failure) if keys::why_unread(storage).is_some() => {
-            fail(format!("the cluster was not asked, since the keyring cannot be read: {failure}"))
-                .remedy(key(storage))
-        }
-        Reading::Unknown(failure) if is_refusal(failure) => {
-            fail(format!("the key of {who} is not there or is refused: {failure}")).remedy(key(storage))
-        }
-        Reading::Unknown(failure) => {
-            fail(format!("the cluster does not answer: {failure}")).remedy(rbd(storage, &["ls"]))
-        }
+        Reading::Unknown(failure) => unreached(storage, name, failure),
     }
 }
 
-/// The user or its key is refused.
+/// The cluster could not be asked: why, as `check` says it of a guest.
+fn unreached(storage: &StorageFacts, name: String, failure: &Failure) -> Check {
+    let Some(connection) = &storage.connection else {
+        return Check::new(&name, State::Unknown, failure.to_string());
+    };
+    let attempt = Attempt {
+        storages: &storage.section.id,
+        section: &storage.section,
+        connection,
+        keyring: storage.keyring.as_ref(),
+        way: storage.way.as_ref(),
+        failure,
+    };
+    let Finding { severity, summary, detail, remedy, .. } = attempt.why();
+    let state = if severity == Severity::Unknown { State::Unknown } else { State::Fail };
+    Check::new(&name, state, format!("{summary}: {detail}")).remedy(match remedy.commands.as_slice() {
+        [] => remedy.text,
+        [there, here] if storage.section.monhost.is_some() => {
+            format!("`{there}` on that cluster, then here `{here}`")
+        }
+        commands => commands.join("; "),
+    })
+}
+
 fn is_refusal(failure: &Failure) -> bool {
     failure.errno.is_some_and(|errno| REFUSED.contains(&Errno::from_raw(errno)))
-}
-
-/// The command that gives a storage its key: PVE makes those of its own cluster from client.admin's.
-fn key(storage: &StorageFacts) -> String {
-    let (id, user) = (&storage.section.id, user_of(storage));
-    let own = format!("/etc/pve/priv/ceph/{id}.keyring");
-    match (&storage.section.monhost, rewrite_command(&storage.section, user).as_slice()) {
-        (None, _) if user == "admin" => {
-            Command::new("cp").args(["/etc/pve/priv/ceph.client.admin.keyring", &own]).display()
-        }
-        (_, [write, set]) => format!("`{write}` on that cluster, then here `{set}`"),
-        (_, commands) => commands.join("; "),
-    }
 }
 
 /// Its user may put a dead client on the blocklist, without which no lock of its can be broken.

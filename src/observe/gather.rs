@@ -1,10 +1,12 @@
 //! Takes a survey: PVE's files, this node's kernel, and every cluster that the guest's disks lie in, all at once.
 
-use crate::ceph::caps::{Caps, find_caps};
+use crate::ceph::caps::{Caps, find_caps, find_caps_as_admin};
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
+use crate::ceph::qemu_keyring::{self, NoKeyForQemu};
 use crate::ceph::read_cluster::{PoolName, Wish, read_all};
 use crate::ceph::sharing::share;
+use crate::ceph::way;
 use crate::kernel;
 use crate::kernel::holders::holders_of;
 use crate::kernel::programs::{self, Program};
@@ -16,13 +18,13 @@ use crate::observe::node_addresses::Whereabouts;
 use crate::observe::survey::{DiskFacts, MappingUsers, NodeFacts, SCHEMA, StorageFacts, Survey, THIS_NODE};
 use crate::observe::{clients, managers, mirrors, owners};
 use crate::pve::connection::{Connection, connection};
-use crate::pve::guest::{Disk, Guest};
+use crate::pve::guest::{Access, Disk, Guest};
 use crate::pve::keyring::{self, Check};
 use crate::pve::load::{Index, load};
 use crate::pve::lock;
 use crate::pve::node::{GuestFile, node_name, quorate, running};
-use crate::pve::snippet;
 use crate::pve::storage::{RbdStorage, StorageConfig};
+use crate::pve::{qemu, snippet};
 use crate::rbd::address::host_of;
 use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Reading};
@@ -199,6 +201,7 @@ impl Look<'_> {
             survey.node.whereabouts = whereabouts(places, programs, &named, survey);
         }
         look_for_caps(root, &mut surveys, self.limit);
+        look_for_qemus_keys(root, &mut surveys);
         Ok((surveys, names, fsids))
     }
 
@@ -272,20 +275,46 @@ fn under(
     (renumbered.collect(), kept.iter().filter_map(|at| clusters.get(*at).cloned()).collect())
 }
 
-/// Whether the users of storages with a stale lock may break it: that takes the right to blocklist.
-fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
-    let mut known: BTreeMap<String, Reading<Caps>> = BTreeMap::new();
+/// Whether QEMU finds the keys for the disks that it opens: it is not given what `rbd` is given.
+fn look_for_qemus_keys(root: &Root, surveys: &mut [Survey]) {
+    let installed = OnceCell::new();
     for survey in surveys {
-        let stale = survey
-            .disks
-            .iter()
-            .filter(|disk| unwatching(disk).is_some())
-            .map(|disk| disk.disk.storage.clone());
-        for id in stale.collect::<BTreeSet<String>>() {
-            if let Some(storage) = survey.storages.get_mut(&id) {
-                let find = || find_caps(root, &storage.connection, &storage.connection.user, limit);
-                storage.caps = Some(known.entry(id).or_insert_with(find).clone());
-            }
+        let Survey { guest, storages, disks, .. } = survey;
+        let opened =
+            |id: &str| disks.iter().any(|disk| disk.disk.storage == id && disk.disk.access == Access::Librbd);
+        for (_, storage) in storages.iter_mut().filter(|(id, _)| opened(id)) {
+            let lacking = qemu_keyring::lacking(&storage.connection);
+            storage.qemu_keyring = lacking.map(|lacking| {
+                let installed = installed.get_or_init(|| qemu::installed(root));
+                NoKeyForQemu { by_blockdev: qemu::by_blockdev(guest, installed), ..lacking }
+            });
+        }
+    }
+}
+
+/// What the users of storages may do: where a lock is stale, for that takes the right to blocklist, or an OSD has refused them
+/// something, whatever it costs; elsewhere only where it costs little.
+fn look_for_caps(root: &Root, surveys: &mut [Survey], limit: Duration) {
+    let mut known: BTreeMap<(String, bool), Option<Reading<Caps>>> = BTreeMap::new();
+    for survey in surveys {
+        let needed = |disk: &&DiskFacts| {
+            let refused =
+                matches!(&disk.reading, Some(ImageReading::Unknown(failure)) if failure.is_refusal());
+            refused || unwatching(disk).is_some()
+        };
+        let needed: BTreeSet<String> =
+            survey.disks.iter().filter(needed).map(|disk| disk.disk.storage.clone()).collect();
+        for (id, storage) in &mut survey.storages {
+            let reached =
+                survey.clusters.get(storage.cluster).is_some_and(|cluster| cluster.known().is_some());
+            let connection = &storage.connection;
+            let needed = needed.contains(id);
+            let find = || match needed {
+                true => Some(find_caps(root, connection, &connection.user, limit)),
+                false if reached => find_caps_as_admin(root, connection, limit),
+                false => None,
+            };
+            storage.caps = known.entry((id.clone(), needed)).or_insert_with(find).clone();
         }
     }
 }
@@ -405,10 +434,7 @@ impl Look<'_> {
                 Ok(connection) => reachable.push((section, connection)),
                 Err(failure) => {
                     let unknown = Connection::unknown(section);
-                    storages.insert(
-                        section.id.clone(),
-                        storage(self.root, section, unknown, clusters.len(), &check),
-                    );
+                    storages.insert(section.id.clone(), storage(section, unknown, clusters.len(), &check));
                     clusters.push(Reading::Unknown(failure));
                 }
             }
@@ -417,10 +443,7 @@ impl Look<'_> {
             reachable.iter().map(|(_, connection)| connection.clone()).collect();
         let shared = share(&connections);
         for ((section, connection), index) in reachable.into_iter().zip(&shared.of) {
-            storages.insert(
-                section.id.clone(),
-                storage(self.root, section, connection, clusters.len() + index, &check),
-            );
+            storages.insert(section.id.clone(), storage(section, connection, clusters.len() + index, &check));
         }
         let first = clusters.len();
         let wishes: Vec<(Vec<Spec>, Vec<PoolName>)> = (first..first + shared.connections.len())
@@ -431,7 +454,9 @@ impl Look<'_> {
             let threads: Vec<_> = asked
                 .map(|(connection, (specs, pools))| {
                     scope.spawn(|| {
-                        read_all(connection, &Wish { specs, pools }, self.limit, &|| (self.on_image)())
+                        let wish = Wish { specs, pools };
+                        let read = || read_all(connection, &wish, self.limit, &|| (self.on_image)());
+                        way::beside(connection, self.limit, read, |(read, _)| read.failure())
                     })
                 })
                 .collect();
@@ -439,11 +464,14 @@ impl Look<'_> {
         });
         let mut names = Names::new();
         for (reading, (specs, pools)) in readings.into_iter().zip(&wishes) {
-            let (reading, listed) = reading.unwrap_or_else(|_| {
+            let ((reading, listed), way) = reading.unwrap_or_else(|_| {
                 let failure =
                     Failure::new("read the cluster", "the reader panicked; this is a fault of rbd-preflight");
-                (Reading::Unknown(failure), Vec::new())
+                ((Reading::Unknown(failure), Vec::new()), None)
             });
+            for storage in storages.values_mut().filter(|storage| storage.cluster == clusters.len()) {
+                storage.way.clone_from(&way);
+            }
             let facts = take(reading, specs, clusters.len(), &storages, disks);
             let fsid = facts.known().map(|facts| &facts.fsid);
             let listed = pools.iter().cloned().zip(listed);
@@ -465,15 +493,18 @@ fn pools_in(
     pools.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn storage(
-    root: &Root,
-    section: &RbdStorage,
-    connection: Connection,
-    cluster: usize,
-    check: &Check,
-) -> StorageFacts {
-    let keyring = keyring_facts(root, section, &connection, check);
-    StorageFacts { section: section.clone(), connection, cluster, caps: None, keyring, keyring_written: None }
+fn storage(section: &RbdStorage, connection: Connection, cluster: usize, check: &Check) -> StorageFacts {
+    let keyring = keyring_facts(&connection, check);
+    StorageFacts {
+        section: section.clone(),
+        connection,
+        cluster,
+        caps: None,
+        keyring,
+        qemu_keyring: None,
+        way: None,
+        keyring_written: None,
+    }
 }
 
 /// The images to look for in a cluster, each once.

@@ -4,6 +4,8 @@ use crate::ceph::caps::Caps;
 use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
 use crate::ceph::manager::Manager;
+use crate::ceph::qemu_keyring::NoKeyForQemu;
+use crate::ceph::way::Way;
 use crate::kernel::holders::Holder;
 use crate::kernel::{KernelFacts, Mapping, device};
 use crate::observe::keyring::KeyringFacts;
@@ -109,6 +111,12 @@ pub struct StorageFacts {
     /// What is known of its keyring, of whose content nothing but the key's type is kept; `None` without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring: Option<KeyringFacts>,
+    /// QEMU does not find the user's key, which `rbd` is given; only looked for where QEMU opens a disk of the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu_keyring: Option<NoKeyForQemu>,
+    /// How far this node gets on the way to its monitors; only looked for where they could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
     /// When its keyring was last written, seconds since 1970; only looked for where a kernel client of the cluster is
     /// dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]

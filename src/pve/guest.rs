@@ -158,6 +158,9 @@ pub struct Guest {
     pub cicustom: BTreeMap<String, String>,
     /// The guest's system, as PVE names it (`win11`, `l26`).
     pub ostype: Option<String>,
+    /// The type of a VM's machine, as its config has it (`q35`, `pc-q35-9.2+pve1`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// What tells a VM from another one that has had its number: the `uuid` of `smbios1`, which PVE gives to each new one
     /// and each clone, and leaves at that in snapshots, migrations and restores. Containers have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -241,6 +244,7 @@ pub fn read(source: &Source<'_>, storages: &StorageConfig) -> Guest {
         hookscript: None,
         cicustom: BTreeMap::new(),
         ostype: None,
+        machine: None,
         uuid: None,
         disks: Vec::new(),
         refusals: Vec::new(),
@@ -437,6 +441,7 @@ fn settings(guest: &mut Guest, main: &Section) {
             (_, "lock") => guest.lock = Some(lossy(value)),
             (_, "hookscript") => guest.hookscript = Some(lossy(value)),
             (_, "ostype") => guest.ostype = Some(lossy(value)),
+            (Kind::Qemu, "machine") => guest.machine = machine(value),
             (Kind::Qemu, "smbios1") => guest.uuid = uuid(value),
             (Kind::Qemu, "cicustom") => guest.cicustom = cicustom(value).unwrap_or_default(),
             (_, "template") => guest.template = boolean(value).unwrap_or(is_true(value)),
@@ -459,6 +464,13 @@ fn cicustom(value: &[u8]) -> Option<BTreeMap<String, String>> {
     }
     let named = PARTS.iter().filter_map(|(part, _)| Some(((*part).to_owned(), lossy(found.get(part)?))));
     Some(named.collect())
+}
+
+/// The type in `machine: q35`, `machine: type=pc-q35-9.2+pve1,viommu=virtio`.
+fn machine(value: &[u8]) -> Option<String> {
+    let mut parts = value.split(|byte| *byte == b',');
+    let named = parts.clone().find_map(|part| part.strip_prefix(b"type="));
+    named.or_else(|| parts.find(|part| !part.contains(&b'='))).map(lossy)
 }
 
 /// `uuid=b3b9…` of `smbios1`; the only one of its values that is never in base64 (`PVE::QemuServer`, `$smbios1_fmt`).

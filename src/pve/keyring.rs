@@ -88,13 +88,6 @@ pub fn rewrite_command(storage: &RbdStorage, user: &str) -> Vec<String> {
     }
 }
 
-/// The line that names an external storage's keyring in its conf.
-pub fn name_in_conf_command(storage: &RbdStorage) -> String {
-    let file = |end: &str| quoted(format!("/etc/pve/priv/ceph/{}.{end}", storage.id));
-    let format = quoted("[global]\n\tkeyring = %s\n");
-    format!("printf {format} {} >>{}", file("keyring"), file("conf"))
-}
-
 /// Whether the check takes a keyring. Perl takes a text that is empty or `0` for none.
 pub fn accepts(check: &Regex, text: &[u8]) -> bool {
     !text.is_empty() && text != b"0" && check.is_match(text)

@@ -16,6 +16,7 @@ pub mod node;
 pub mod peer;
 mod perl;
 mod property;
+pub mod qemu;
 mod sections;
 pub mod snippet;
 pub mod storage;

@@ -27,12 +27,25 @@ pub struct RbdStorage {
     pub username: Option<String>,
     /// The `monhost` line; where it is absent the cluster is PVE's own.
     pub monhost: Option<String>,
+    /// A `monhost` line that PVE ignores; only where none is left that it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monhost_dropped: Option<DroppedLine>,
     /// Kinds of volume it may hold.
     pub content: Vec<String>,
     /// Nodes it is on; `None` is all of them.
     pub nodes: Option<Vec<String>>,
     /// Switched off.
     pub disabled: bool,
+}
+
+/// A line of storage.cfg that PVE ignores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DroppedLine {
+    /// Its number, from 1.
+    pub line: usize,
+    /// Its value.
+    pub text: String,
 }
 
 /// What storage.cfg holds after PVE's checks.
@@ -192,6 +205,18 @@ struct Reader<'f> {
     notes: Vec<Note>,
 }
 
+/// The last `monhost` line of a section for which PVE keeps none.
+fn dropped_monhost(section: &RbdStorage, body: &[(usize, &[u8])]) -> Option<DroppedLine> {
+    if section.monhost.is_some() {
+        return None;
+    }
+    let monhost = |&(line, text): &(usize, &[u8])| {
+        let (name, value) = property(text)?;
+        (name == b"monhost").then(|| DroppedLine { line, text: lossy(value.unwrap_or_default()) })
+    };
+    body.iter().filter_map(monhost).next_back()
+}
+
 /// A section that has passed its checks.
 enum Storage {
     Rbd(RbdStorage),
@@ -218,7 +243,10 @@ impl Reader<'_> {
             return;
         };
         let properties = self.properties(kind, &id, body);
-        let storage = build(kind, &id, &properties);
+        let mut storage = build(kind, &id, &properties);
+        if let Ok(Storage::Rbd(section)) = &mut storage {
+            section.monhost_dropped = dropped_monhost(section, body);
+        }
         if let Err(why) = &storage {
             self.note(number, format!("PVE removes the storage {id}: {why}"));
         }
@@ -475,6 +503,7 @@ fn build(kind: &Type, id: &str, properties: &BTreeMap<&str, &[u8]>) -> Result<St
         krbd: properties.get("krbd") == Some(&&b"1"[..]),
         username: text("username"),
         monhost: text("monhost"),
+        monhost_dropped: None,
         content,
         nodes,
         disabled,
@@ -628,6 +657,9 @@ mod tests {
             assert_eq!(only(&format!("monhost {bad}")).monhost, None, "{bad}");
         }
         assert_eq!(only("monhost ,").monhost.as_deref(), Some(","));
+        let dropped = only("monhost [v2:10.0.0.1:3300/0]").monhost_dropped.unwrap();
+        assert_eq!(dropped.text, "[v2:10.0.0.1:3300/0]");
+        assert_eq!(only("monhost 10.0.0.1").monhost_dropped, None);
         assert_eq!(only("nodes n2;n1").nodes.unwrap(), ["n1", "n2"]);
         assert_eq!(only("nodes n1,bad_node").nodes, None);
         assert_eq!(only("nodes ,").nodes.unwrap(), [""; 0]);

@@ -1,7 +1,7 @@
 //! The logs of Proxmox VE's tasks on this node: `/var/log/pve/tasks/X/UPID:NODE:PID:PSTART:START:TYPE:ID:USER:`, in which X is
 //! the last digit of START, the second in which it began, in hexadecimal (`PVE::Tools::upid_decode`, `PVE::RESTEnvironment`).
 
-use crate::pve::guest::Kind;
+use crate::pve::words::Kind;
 use crate::sys::root::Root;
 use std::path::PathBuf;
 

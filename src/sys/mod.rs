@@ -7,6 +7,7 @@ pub(crate) mod private_dir;
 pub mod process;
 pub mod quote;
 pub mod root;
+pub mod stdout;
 pub(crate) mod syscalls;
 pub mod time;
 pub mod write;

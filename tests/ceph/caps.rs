@@ -14,7 +14,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A new user with these caps; its name without `client.`. Its keyring lies beside the lab's own.
-fn new_user(lab: &Lab, caps: &[(&str, &str)]) -> String {
+pub fn new_user(lab: &Lab, caps: &[(&str, &str)]) -> String {
     let name = unique("user");
     let caps: Vec<&str> = caps.iter().flat_map(|(service, caps)| [*service, *caps]).collect();
     let entity = format!("client.{name}");
@@ -33,7 +33,7 @@ fn connected(lab: &Lab, user: &str) -> Result<Cluster, i32> {
     cluster.connect().map(|()| cluster)
 }
 
-fn as_user(lab: &Lab, program: &str, user: &str, arguments: &[&str]) -> bool {
+pub fn as_user(lab: &Lab, program: &str, user: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.env_remove("CEPH_ARGS").args([
         "--conf",
@@ -68,7 +68,7 @@ fn blocklists(lab: &Lab, user: &str) -> bool {
     }
 }
 
-fn as_ceph_says(lab: &Lab, user: &str) -> Caps {
+pub fn as_ceph_says(lab: &Lab, user: &str) -> Caps {
     let all: Value =
         serde_json::from_str(&lab.ceph(&["auth", "get", &format!("client.{user}"), "-f", "json"])).unwrap();
     serde_json::from_value(all[0]["caps"].clone()).unwrap()

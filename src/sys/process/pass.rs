@@ -28,7 +28,7 @@ pub fn become_program(program: &Path, args: &[OsString], env: (&str, &str)) -> i
 
 fn command(program: &Path, args: &[OsString], (name, value): (&str, &str)) -> Command {
     let mut command = Command::new(program);
-    command.args(args).env(name, value);
+    command.args(args).env(name, value).stdout(crate::sys::stdout::inherit());
     command
 }
 
