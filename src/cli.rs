@@ -33,7 +33,7 @@ pub enum Command {
     Check(Check),
     /// Tell which guest could start on which node now: asks every node over ssh; changes nothing
     Rehearse(Rehearse),
-    /// Mend what is safe to mend
+    /// Fix what is safe to fix
     Repair(Repair),
     /// Repair and start a guest, and try again while there is something to try
     Start(Start),
@@ -49,7 +49,7 @@ pub enum Command {
     Detach(Detach),
     /// Tell what features new images get, and set it
     Defaults(Defaults),
-    /// Tell whether this node has what the tool needs, and what mends it where not
+    /// Tell whether this node has what the tool needs, and what fixes it where not
     Doctor(Doctor),
     /// Say what happens to the disks of running guests, until it is ended; changes nothing
     Watch(Watch),

@@ -138,7 +138,7 @@ codes! {
         "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
     ClusterFull "cluster-full" Blocker
         "the image's pool is full: Ceph lets writes wait, and opening an image for writing is one, so the start hangs"
-        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota (`ceph osd pool get-quota POOL`); the start goes on by itself once there is room";
+        "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota (`ceph osd pool get-quota POOL`); the start continues by itself once there is room";
     PlacementGroupsInactive "placement-groups-inactive" Blocker
         "placement groups of the image's pool are inactive: reads and writes of what lies in them wait without limit"
         "bring back the OSDs that hold them (`ceph health detail`, `ceph osd tree`, `ceph pg ID query`); what lies in them is not lost by that, and is served again at once";
@@ -167,7 +167,7 @@ codes! {
         "the image has features that PVE disables on krbd disks of this kernel"
         "disable them";
     ObjectMapInvalid "object-map-invalid" Warning
-        "the object map is flagged invalid and not used; nothing but a rebuild mends it"
+        "the object map is flagged invalid and not used; nothing but a rebuild fixes it"
         "rebuild the object map";
     FeatureReset "feature-reset" Note
         "the last thing to try: exclusive-lock, object-map and fast-diff are taken off and put back, and the object map is made anew"
@@ -270,7 +270,7 @@ codes! {
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
     CommandUnknown "command-unknown" Unknown
         "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
-        "the start goes on without it; update rbd-preflight, or report the detail with the release (`rbd --version`) to its issues";
+        "the start continues without it; update rbd-preflight, or report the detail with the release (`rbd --version`) to its issues";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";
@@ -282,7 +282,7 @@ codes! {
         "see that systemd-udevd runs and that 50-rbd-pve.rules and ceph-rbdnamer-pve are installed (package libpve-storage-perl)";
     CloudinitBeforeHook "cloudinit-before-hook" Note
         "PVE opens this image before it calls the hook, so the hook comes too late for it"
-        "mend it by hand with `rbd-preflight repair` before the start";
+        "fix it by hand with `rbd-preflight repair` before the start";
     MappedHere "mapped-here" Note
         "this node's kernel has the image mapped"
         "nothing to do while the guest starts or runs";
@@ -346,7 +346,7 @@ impl Code {
         self.entry().summary
     }
 
-    /// What mends it, in words.
+    /// What fixes it, in words.
     pub fn remedy(self) -> &'static str {
         self.entry().remedy
     }

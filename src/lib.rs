@@ -8,7 +8,7 @@
 //! | room | what is there |
 //! |---|---|
 //! | [`reading`] | a fact from outside: known, or not known and why |
-//! | [`finding_codes`] | every finding: its name, how grave it is, what it means, what mends it |
+//! | [`finding_codes`] | every finding: its name, how grave it is, what it means, what fixes it |
 //! | [`sys`] | this machine: directories, files, clock, programs |
 //! | [`exit`] | the exit codes |
 //! | [`rbd`] | words and rules of RBD, each once |

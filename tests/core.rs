@@ -125,7 +125,7 @@ fn see_with(survey: &Value, policy: &Policy) -> Seen {
     Seen { findings, actions }
 }
 
-/// A survey with everything wrong that repair can mend.
+/// A survey with everything wrong that repair can fix.
 fn mendable() -> Value {
     let mut survey = healthy();
     facts(&mut survey)["features"] = json!(["layering", "exclusive-lock", "journaling"]);
@@ -142,7 +142,7 @@ fn a_healthy_guest_is_ready() {
 }
 
 #[test]
-fn what_can_be_mended_is_mended_in_a_valid_order() {
+fn what_can_be_fixed_is_fixed_in_a_valid_order() {
     let seen = see(&mendable());
     assert_eq!(seen.verdict(), Verdict::Repairable);
     assert_eq!(exit_code(&seen.findings) as u8, 3, "journaling stops the map");
@@ -814,17 +814,17 @@ fn what_a_reset_has_taken_off_is_put_back_though_the_start_will_be_refused() {
 fn at_boot_nothing_is_changed_for_a_guest_that_is_certain_not_to_start() {
     let boot = Policy { at_boot: true, ..policy("") };
     let mut survey = mendable();
-    let mended = see_with(&survey, &boot).changes().len();
+    let fixed = see_with(&survey, &boot).changes().len();
     let all = |other: Value| json!([mendable()["disks"][0], other]);
     let (mut gone, mut dying) = (disk("scsi1", "krbd"), disk("scsi1", "krbd"));
     gone["reading"] = json!("image_missing");
     let other = json!({ "address": "10.0.0.9:0/9", "client": 9, "cookie": 1 });
     dying["reading"]["found"]["watchers"] = json!({ "known": [other] });
     survey["disks"] = all(dying);
-    assert_eq!(see_with(&survey, &boot).changes().len(), mended);
+    assert_eq!(see_with(&survey, &boot).changes().len(), fixed);
     survey["disks"] = all(gone);
     assert_eq!(see_with(&survey, &boot).changes(), [] as [&Change; 0]);
-    assert_eq!(see_with(&survey, &policy("")).changes().len(), mended, "by hand somebody has asked for it");
+    assert_eq!(see_with(&survey, &policy("")).changes().len(), fixed, "by hand somebody has asked for it");
     survey = mendable();
     survey["node"]["kernel"]["load_failure"] = json!("modprobe: FATAL: Module rbd not found");
     let seen = see_with(&survey, &boot);
@@ -1448,7 +1448,7 @@ fn a_device_that_is_another_image_is_unsafe_and_unmapped_where_nothing_holds_it(
         assert!(finding.detail.contains(words), "{finding:#?}");
     }
     assert!(finding.remedy.commands.iter().any(|c| c.ends_with("info --image-id 12ab")), "{finding:#?}");
-    assert!(exit_code(&see(&survey).findings) as u8 == 3, "by hand it can be mended");
+    assert!(exit_code(&see(&survey).findings) as u8 == 3, "by hand it can be fixed");
 
     hold(&mut survey, json!([process(json!(517))]));
     let seen = see_with(&survey, &starts);

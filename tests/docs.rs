@@ -51,7 +51,7 @@ fn the_findings_are_the_codes() {
     let mut text = format!("{HEAD}# What rbd-preflight finds\n\n");
     text.push_str(
         "`check --json` names these codes; they do not change. The severity is the usual one: a finding can be less grave\n\
-         where it cannot stop a start, and graver where it can. \"What mends it\" is done by `repair` where that is safe, and\n\
+         where it cannot stop a start, and graver where it can. \"What fixes it\" is done by `repair` where that is safe, and\n\
          needs an administrator otherwise; `check` says which, and why.\n",
     );
     for (severity, meaning) in [
@@ -63,7 +63,7 @@ fn the_findings_are_the_codes() {
     ] {
         let _ = write!(
             text,
-            "\n## {severity}\n\n{meaning}\n\n| code | meaning | what mends it |\n|---|---|---|\n"
+            "\n## {severity}\n\n{meaning}\n\n| code | meaning | what fixes it |\n|---|---|---|\n"
         );
         for code in Code::all().filter(|code| code.severity() == severity) {
             let _ = writeln!(text, "| `{code}` | {} | {} |", code.summary(), code.remedy());

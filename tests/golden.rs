@@ -9,7 +9,9 @@ use rbd_preflight::observe::gather::Listed;
 use rbd_preflight::observe::survey::Survey;
 use rbd_preflight::plan::assessment::GuestReport;
 use rbd_preflight::plan::order::plan;
+use rbd_preflight::pve::needs::{Lack, Weight};
 use rbd_preflight::reading::Reading;
+use rbd_preflight::rehearsal;
 use rbd_preflight::report::text::{self, Detail};
 use rbd_preflight::settings::Settings;
 use rbd_preflight::settings::policy::{Policy, Scope};
@@ -20,11 +22,28 @@ use std::path::{Path, PathBuf};
 
 /// Findings that `diagnose` does not make, why, and what makes them.
 type Otherwise = (Code, &'static str, fn() -> Vec<Finding>);
-const OTHERWISE: &[Otherwise] = &[(
-    Code::ImageOrphaned,
-    "it is about no guest, and comes from the list of the pools' images (`check --all --verbose`)",
-    orphaned,
-)];
+const OTHERWISE: &[Otherwise] = &[
+    (
+        Code::ImageOrphaned,
+        "it is about no guest, and comes from the list of the pools' images (`check --all --verbose`)",
+        orphaned,
+    ),
+    (Code::ResourceMissing, "only a rehearsal looks at what else a guest needs of a node", lacking),
+    (Code::HaRuleForbids, "only a rehearsal asks HA's rules", forbidden),
+];
+
+fn lacking() -> Vec<Finding> {
+    let lack = Lack {
+        key: "net0".to_owned(),
+        text: "bridge 'vmbr7' does not exist".to_owned(),
+        weight: Weight::Refused,
+    };
+    vec![rehearsal::lacking(&lack, &["scsi0"])]
+}
+
+fn forbidden() -> Vec<Finding> {
+    vec![Finding::new(Code::HaRuleForbids, "rule `stays-on-pve2` (node-affinity, strict): pve2 only")]
+}
 
 fn orphaned() -> Vec<Finding> {
     let names = [Listed {

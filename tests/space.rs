@@ -1,7 +1,7 @@
 //! The whole decision space: `diagnose` and `plan` over every state of a small model of an image and its world.
 //!
 //! In every state no safety rule of the design is broken, every plan leads to a state that needs no plan, every state
-//! that can be made ready becomes ready, and every blocker says what it is and what mends it. What a state is, and what a
+//! that can be made ready becomes ready, and every blocker says what it is and what fixes it. What a state is, and what a
 //! change does to it, is in `tests/common/state.rs`; for features, flags and locks that is `tests/common/model.rs`, which
 //! `tests/ceph/sequences.rs` compares with a real Ceph.
 //!
@@ -216,7 +216,7 @@ fn states_of(image: State, whole: bool) -> Vec<State> {
     all.iter().flat_map(places).collect()
 }
 
-/// Every finding of a survey says what it is, and what stops a start says what mends it.
+/// Every finding of a survey says what it is, and what stops a start says what fixes it.
 fn assert_told(state: &State, findings: &[Finding]) {
     for finding in findings {
         assert!(!finding.summary.is_empty(), "{state:?}: {finding:?}");

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// How long one object map's rebuild may take; terabytes take minutes.
 pub const REBUILD_LIMIT: Duration = Duration::from_secs(3600);
 
-/// How often the loop goes round at most. Four rounds mend everything that can be mended, three more are for maps
+/// How often the loop goes round at most. Four rounds fix everything that can be fixed, three more are for maps
 /// that are tried again; more means that somebody else undoes what is done here.
 const MAX_ROUNDS: usize = 8;
 
@@ -30,7 +30,7 @@ pub trait World {
     /// Makes changes, after a fresh look at their images: one change, or several maps or unmaps at once. `history` is
     /// what this run has done so far, which a fresh look must be judged by too.
     fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport>;
-    /// Is told what is wrong, before it is mended; of each thing once.
+    /// Is told what is wrong, before it is fixed; of each thing once.
     fn found(&mut self, finding: &Finding);
     /// Whether there is time for another change.
     fn has_time(&self) -> bool;

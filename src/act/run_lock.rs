@@ -23,6 +23,7 @@ pub struct Name {
 
 /// Who holds a lock; written into its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Holder {
     /// The process.
     pub pid: u32,

@@ -28,6 +28,7 @@ const TASKS: &str = "rbd_task";
 
 /// What is known of the manager and one image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Manager {
     /// The addresses of its clients that may be at images.
     pub clients: Reading<Vec<String>>,

@@ -119,7 +119,7 @@ fn fault(error: &anyhow::Error, on_error: OnError) -> Exit {
     say(&format!("could not check the guest: {}", error_text(error)));
     match on_error {
         OnError::Allow => {
-            say("the start goes on without it (`on_error: allow`)");
+            say("continuing with the start without it (`on_error: allow`)");
             Exit::Ready
         }
         OnError::Block => {
@@ -150,7 +150,7 @@ fn look(mut session: Session, situation: &Situation, budget: Duration) -> Result
     Ok(Exit::Ready)
 }
 
-/// The guest has stopped: mend what the hook before the next start would come too late for. Only of a guest that is
+/// The guest has stopped: fix what the hook before the next start would come too late for. Only of a guest that is
 /// this node's own; a migration that failed calls this on the target, while the guest runs on the source. It never
 /// fails a stop, and says nothing where nothing was to be done.
 fn post_stop(mut session: Session, limit: Duration) -> Exit {
@@ -165,7 +165,7 @@ fn post_stop(mut session: Session, limit: Duration) -> Exit {
     Exit::Ready
 }
 
-/// Check, repair, check again; wait for what time mends; then say whether the guest may start.
+/// Check, repair, check again; wait for what time fixes; then say whether the guest may start.
 fn pre_start(mut session: Session, begun: Instant) -> Result<Exit> {
     session.prepare_to_start();
     session.policy.scope = Scope::InHook;
@@ -210,7 +210,7 @@ fn tell_action(report: &ActionReport) {
     }
 }
 
-/// What time may mend.
+/// What time may fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiting {
     /// A process that has a disk open for a moment.
@@ -237,7 +237,7 @@ impl Waiting {
 }
 
 fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
-    // What a change mends does not stand in the way of waiting for the rest.
+    // What a change fixes does not stand in the way of waiting for the rest.
     let stoppers: Vec<&Finding> = stoppers(report).filter(|f| f.severity >= Severity::Blocker).collect();
     let unknown = || report.findings.iter().filter(|f| f.severity == Severity::Unknown);
     let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
@@ -294,7 +294,7 @@ fn conclude(report: &GuestReport, took: Duration, on_error: OnError) -> Exit {
     let checked =
         if report.verdict() == Verdict::Unknown { "could not be checked in full" } else { "checked" };
     say(&format!(
-        "{title}: {disks} {checked}{}, the start goes on ({:.1} s)",
+        "{title}: {disks} {checked}{}, continuing with the start ({:.1} s)",
         done(report),
         took.as_secs_f32()
     ));
@@ -313,7 +313,7 @@ fn done(report: &GuestReport) -> String {
     changed + &mapped
 }
 
-/// What stops the start, or may. What a change would mend is none of it where the start is refused for something else: for
+/// What stops the start, or may. What a change would fix is none of it where the start is refused for something else: for
 /// that reason alone it was not made.
 fn stoppers(report: &GuestReport) -> impl Iterator<Item = &Finding> {
     let refused = matches!(report.verdict(), Verdict::Refused | Verdict::Blocked);

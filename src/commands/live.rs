@@ -8,7 +8,7 @@ use crate::diagnose::finding::Finding;
 use crate::journal::RunId;
 use crate::observe::lock_owner::{self, Life};
 use crate::observe::survey::Survey;
-use crate::plan::rule::{Mend, Rule};
+use crate::plan::rule::{Fix, Rule};
 use crate::rbd::action::{Action, ActionReport};
 use crate::rbd::spec::Spec;
 use crate::sys::plain::plain;
@@ -71,7 +71,7 @@ impl<'a> RealWorld<'a> {
         let begun = Instant::now();
         Self {
             session,
-            rule: Box::new(Mend(&session.policy)),
+            rule: Box::new(Fix(&session.policy)),
             run: RunId::new(now(), std::process::id()),
             end: limit.map(|limit| begun + limit),
             deadline: limit.map(|limit| begun + limit - LAST_LOOK.min(limit / 4)),
@@ -99,7 +99,7 @@ impl<'a> RealWorld<'a> {
         self.on_action = Box::new(tell);
     }
 
-    /// Calls `tell` with what is about to be mended.
+    /// Calls `tell` with what is about to be fixed.
     pub fn on_finding(&mut self, tell: impl FnMut(&Finding) + 'a) {
         self.on_finding = Box::new(tell);
     }

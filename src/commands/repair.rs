@@ -1,4 +1,4 @@
-//! `repair`: mends what is safe to mend, shows it first, and asks.
+//! `repair`: fixes what is safe to fix, shows it first, and asks.
 
 use crate::act;
 use crate::cli::{Guests, Repair};
@@ -272,7 +272,7 @@ fn detail(options: &Repair) -> Detail {
     if options.verbose { Detail::Full } else { Detail::Short }
 }
 
-/// The commands, ready to paste; what repair cannot mend as comments.
+/// The commands, ready to paste; what repair cannot fix as comments.
 fn show_plan(report: &GuestReport) {
     outln!("# {}: {}", text::title(&report.survey.guest), report.verdict());
     for planned in &report.actions {
@@ -298,7 +298,7 @@ fn question(report: &GuestReport, options: &Repair) -> String {
     lines
 }
 
-/// What is left tells the exit code; what a safety rule kept from being mended is a refusal.
+/// What is left tells the exit code; what a safety rule kept from being fixed is a refusal.
 fn outcome(report: &GuestReport) -> Exit {
     let busy = |report: &ActionReport| matches!(report.result, ActionResult::Busy { .. });
     let refused = report.findings.iter().any(|f| f.severity > Severity::Note && f.remedy.refused);

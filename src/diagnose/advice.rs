@@ -1,12 +1,10 @@
 //! What to do where the cause of a failure has no finding of its own: by the errno, and where that says nothing, what was ruled out and what to
 //! send to whom.
 
-use crate::ceph::image::ImageFacts;
-use crate::diagnose::image::Image;
-use crate::reading::{Failure, Origin, Reading};
+use crate::reading::{Failure, Origin};
 use nix::errno::Errno;
 
-/// What mends what could not be read of an image, or of what belongs to it.
+/// What fixes what could not be read of an image, or of what belongs to it.
 pub(super) fn unread(vmid: u32, failures: &[&Failure]) -> String {
     let mut told: Vec<&str> = failures.iter().filter_map(|failure| by_errno(failure)).collect();
     told.dedup();
@@ -55,64 +53,8 @@ fn by_errno(failure: &Failure) -> Option<&'static str> {
     })
 }
 
-/// What mends a map that failed for a reason that is none of the known ones.
-pub(super) fn map(image: &Image, errno: Option<Errno>) -> String {
-    let by_errno = match errno {
-        Some(Errno::EPERM | Errno::EACCES) => {
-            "the storage's user may not use the image: compare `ceph auth get client.USER` with what it needs, `mon 'profile rbd' osd 'profile rbd pool=POOL'`"
-        }
-        Some(Errno::ENOENT) => {
-            "something that the map needs is missing, such as the image, a parent of it, or its object map: `rbd info` and `rbd object-map check` read them"
-        }
-        Some(Errno::EIO) => {
-            "the cluster could not read it: see `ceph health detail` for damaged placement groups"
-        }
-        Some(Errno::ENOMEM) => "the kernel lacks memory: see `free` and `dmesg`",
-        Some(Errno::EINVAL) => {
-            "the kernel does not take what the map asks for: see its options (`rbd_default_map_options`) in the cluster and in ceph.conf"
-        }
-        Some(Errno::ESHUTDOWN) => {
-            "this node's kernel client is on the OSD blocklist: see `ceph osd blocklist ls`; `rbd-preflight repair` gives the disk a client of its own"
-        }
-        // A map that did not end was killed.
-        None => {
-            "the map did not end in time: see `ceph health detail`, and `dmesg` for what the kernel waits for"
-        }
-        _ => return report(image.survey.guest.vmid, &ruled_out(image)),
-    };
-    format!("{by_errno}; if that is not it: {}", report(image.survey.guest.vmid, &ruled_out(image)))
-}
-
-/// What was read before the map and is not its cause.
-fn ruled_out(image: &Image) -> String {
-    let ImageFacts { features, lock, watchers, .. } = image.facts;
-    let mut all = vec!["the image is there and can be read".to_owned()];
-    let mut known = |yes: bool, what: &str| {
-        if yes {
-            all.push(what.to_owned());
-        }
-    };
-    let supported = image.kernel().supported.known();
-    known(
-        supported.is_some_and(|supported| supported.contains(*features)),
-        "the kernel has all its features",
-    );
-    known(lock.known().is_some_and(|lock| lock.lockers.is_empty()), "nobody has locked it");
-    known(watchers.known().is_some_and(Vec::is_empty), "nobody has it open");
-    let read = image.survey.cluster_of(image.disk).and_then(Reading::known);
-    let dead = image.survey.dead_mappings().next().is_some();
-    known(
-        !dead && read.is_some_and(|facts| facts.blocklist.known().is_some()),
-        "no kernel client of this node is on the blocklist",
-    );
-    let healthy =
-        read.and_then(|facts| facts.health.known()).is_some_and(|health| health.status == "HEALTH_OK");
-    known(healthy, "the cluster is healthy");
-    all.join(", ")
-}
-
 /// What to send to whom, where the cause is not known.
-fn report(vmid: u32, ruled_out: &str) -> String {
+pub(super) fn report(vmid: u32, ruled_out: &str) -> String {
     format!(
         "the cause is none that rbd-preflight knows (ruled out: {ruled_out}); send the file of `rbd-preflight check {vmid} \
          --save-survey {vmid}.json` and the output of `rbd-preflight doctor --json` to the issues of rbd-preflight: they hold names and addresses, and no key"

@@ -8,7 +8,7 @@ use crate::rbd::action::Change;
 use crate::rbd::features::{Change as Changeable, Features};
 use crate::reading::Reading;
 
-/// What only Ceph's own progress mends; these have codes of their own.
+/// What only Ceph's own progress fixes; these have codes of their own.
 const OWN_CODES: Features =
     Features(Features::MIGRATING.0 | Features::NON_PRIMARY.0 | Features::JOURNALING.0);
 
@@ -53,7 +53,7 @@ fn unsupported(image: &Image) -> Option<Finding> {
 fn disable(image: &Image, finding: Finding, features: Features) -> Finding {
     let features = features.with_dependents() & image.facts.features;
     let change = Change::DisableFeatures { features };
-    let mut finding = image.mend(finding, image.settings.change.features, vec![change]);
+    let mut finding = image.fix(finding, image.settings.change.features, vec![change]);
     if features.contains(Features::JOURNALING) && image.facts.mirroring != Reading::Known(None) {
         finding.remedy.withhold("journaling would go too, and the image is mirrored".to_owned());
     }
@@ -70,7 +70,7 @@ fn journaling(image: &Image) -> Option<Finding> {
         Reading::Known(Some(_)) => None,
         Reading::Known(None) => {
             let change = Change::DisableFeatures { features: Features::JOURNALING };
-            Some(image.mend(finding, image.settings.change.journaling, vec![change]))
+            Some(image.fix(finding, image.settings.change.journaling, vec![change]))
         }
         Reading::Unknown(failure) => {
             let mut finding = finding;
@@ -107,7 +107,7 @@ fn missing(image: &Image) -> Option<Finding> {
     if missing.contains(Features::OBJECT_MAP) {
         changes.extend(rebuilds(image, |_| true));
     }
-    Some(image.mend(finding, image.settings.change.features, changes))
+    Some(image.fix(finding, image.settings.change.features, changes))
 }
 
 fn invalid_map(image: &Image) -> Option<Finding> {
@@ -125,7 +125,7 @@ fn invalid_map(image: &Image) -> Option<Finding> {
     });
     let detail = format!("flagged invalid: {}", names.collect::<Vec<_>>().join(", "));
     let finding = Finding::new(Code::ObjectMapInvalid, detail);
-    Some(image.mend(finding, image.settings.change.object_map, changes))
+    Some(image.fix(finding, image.settings.change.object_map, changes))
 }
 
 /// The operator's own remedy in the incident, in a valid order and with everything back afterwards: what can be
@@ -146,7 +146,7 @@ fn reset(image: &Image) -> Option<Finding> {
     if set.contains(Features::OBJECT_MAP) {
         changes.extend(rebuilds(image, |_| true));
     }
-    Some(image.mend(
+    Some(image.fix(
         Finding::new(Code::FeatureReset, set.to_string()),
         image.settings.change.features,
         changes,

@@ -1,10 +1,10 @@
-//! A finding: what is wrong, where, how grave, and what mends it.
+//! A finding: what is wrong, where, how grave, and what fixes it.
 
 use crate::finding_codes::{Code, Severity};
 use crate::rbd::action::Action;
 use serde::Serialize;
 
-/// How a finding is mended.
+/// How a finding is fixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RemedyKind {
@@ -18,7 +18,7 @@ pub enum RemedyKind {
     None,
 }
 
-/// What mends a finding.
+/// What fixes a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
     /// Who does it.
@@ -56,7 +56,7 @@ pub struct Finding {
     pub summary: String,
     /// What was seen.
     pub detail: String,
-    /// What mends it.
+    /// What fixes it.
     pub remedy: Remedy,
     /// The settings say that this shall not stop the guest.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -115,7 +115,7 @@ impl Finding {
         self
     }
 
-    /// With another text for what mends it.
+    /// With another text for what fixes it.
     pub fn remedy(mut self, kind: RemedyKind, text: impl Into<String>) -> Self {
         self.remedy.kind = kind;
         self.remedy.text = text.into();

@@ -162,7 +162,7 @@ impl<'a> Image<'a> {
 
     /// A finding whose remedy is these changes: automatic where the gate lets them pass and the settings allow
     /// them, else for a person, with the reason why.
-    pub fn mend(&self, finding: Finding, allowed: bool, changes: Vec<Change>) -> Finding {
+    pub fn fix(&self, finding: Finding, allowed: bool, changes: Vec<Change>) -> Finding {
         let actions: Vec<Action> =
             changes.into_iter().map(|change| Action { target: self.target.clone(), change }).collect();
         let commands: Vec<String> = actions.iter().map(Action::command_line).collect();
@@ -222,7 +222,7 @@ impl<'a> Image<'a> {
     }
 
     /// What this run has done on this image since its last change that was made: what failed before that one
-    /// may have failed because of what it mended.
+    /// may have failed because of what it fixed.
     pub fn recent(&self) -> Vec<&'a ActionReport> {
         let all: Vec<&ActionReport> = self.history().collect();
         let since = all.iter().rposition(|report| report.done()).map_or(0, |last| last + 1);

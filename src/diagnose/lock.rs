@@ -174,7 +174,7 @@ fn stale(image: &Image) -> Option<Finding> {
     if matches!(life, Some(Life::NotYet(_))) {
         finding.summary = "a client that seems to be gone still owns the image's exclusive lock".to_owned();
     }
-    Some(image.mend(finding, image.settings.change.locks, vec![change]))
+    Some(image.fix(finding, image.settings.change.locks, vec![change]))
 }
 
 /// What taking the lock over does, and when it can be done.

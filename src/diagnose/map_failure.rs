@@ -1,5 +1,6 @@
 //! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
 
+use crate::ceph::image::ImageFacts;
 use crate::ceph::keyring::Key;
 use crate::diagnose::advice;
 use crate::diagnose::finding::{Finding, RemedyKind};
@@ -10,9 +11,10 @@ use crate::finding_codes::{Code, Severity};
 use crate::kernel::messages::{KernelMessage, parse};
 use crate::rbd::action::{ActionReport, ActionResult, Change};
 use crate::rbd::features::Features;
+use crate::reading::Reading;
 use nix::errno::Errno;
 
-/// What the last failed map of an image has come to, if it was not followed by a change that may have mended it. While
+/// What the last failed map of an image has come to, if it was not followed by a change that may have fixed it. While
 /// there is a try left, that is its remedy: `next` is how the image would be mapped now.
 pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
     let failed = last_failure(image)?;
@@ -49,7 +51,7 @@ pub fn finding(image: &Image, next: &Change) -> Option<Finding> {
                 finding.summary =
                     "the kernel could not map the image: the kernel client for it is dead".to_owned();
             }
-            try_again(image, finding.remedy(RemedyKind::Manual, advice::map(image, errno)), next)
+            try_again(image, finding.remedy(RemedyKind::Manual, advice_on(image, errno)), next)
         }
         // What this side did wrong is no fault of the image.
         Code::CommandUnknown => Finding::new(Code::CommandUnknown, detail),
@@ -63,7 +65,7 @@ const KEY_TYPE: [Errno; 2] = [Errno::EINVAL, Errno::ENOMEM];
 
 /// The finding with another try as its remedy, or as it is if there is none left.
 fn try_again(image: &Image, finding: Finding, next: &Change) -> Finding {
-    let mut tried = image.mend(finding.clone(), true, vec![next.clone()]);
+    let mut tried = image.fix(finding.clone(), true, vec![next.clone()]);
     tried.remedy.text = match next {
         Change::Map { noshare: true, .. } => {
             "map it again, with a kernel client of its own (noshare)".to_owned()
@@ -146,7 +148,63 @@ fn broken_object_map(image: &Image, detail: String) -> Finding {
     if image.survey.history.iter().any(|report| report.action == action) {
         return finding;
     }
-    image.mend(finding, image.settings.change.object_map, vec![rebuild])
+    image.fix(finding, image.settings.change.object_map, vec![rebuild])
+}
+
+/// What fixes a map that failed for a reason that is none of the known ones.
+fn advice_on(image: &Image, errno: Option<Errno>) -> String {
+    let by_errno = match errno {
+        Some(Errno::EPERM | Errno::EACCES) => {
+            "the storage's user may not use the image: compare `ceph auth get client.USER` with what it needs, `mon 'profile rbd' osd 'profile rbd pool=POOL'`"
+        }
+        Some(Errno::ENOENT) => {
+            "something that the map needs is missing, such as the image, a parent of it, or its object map: `rbd info` and `rbd object-map check` read them"
+        }
+        Some(Errno::EIO) => {
+            "the cluster could not read it: see `ceph health detail` for damaged placement groups"
+        }
+        Some(Errno::ENOMEM) => "the kernel lacks memory: see `free` and `dmesg`",
+        Some(Errno::EINVAL) => {
+            "the kernel does not take what the map asks for: see its options (`rbd_default_map_options`) in the cluster and in ceph.conf"
+        }
+        Some(Errno::ESHUTDOWN) => {
+            "this node's kernel client is on the OSD blocklist: see `ceph osd blocklist ls`; `rbd-preflight repair` gives the disk a client of its own"
+        }
+        // A map that did not end was killed.
+        None => {
+            "the map did not end in time: see `ceph health detail`, and `dmesg` for what the kernel waits for"
+        }
+        _ => return advice::report(image.survey.guest.vmid, &ruled_out(image)),
+    };
+    format!("{by_errno}; if that is not it: {}", advice::report(image.survey.guest.vmid, &ruled_out(image)))
+}
+
+/// What was read before the map and is not its cause.
+fn ruled_out(image: &Image) -> String {
+    let ImageFacts { features, lock, watchers, .. } = image.facts;
+    let mut all = vec!["the image is there and can be read".to_owned()];
+    let mut known = |yes: bool, what: &str| {
+        if yes {
+            all.push(what.to_owned());
+        }
+    };
+    let supported = image.kernel().supported.known();
+    known(
+        supported.is_some_and(|supported| supported.contains(*features)),
+        "the kernel has all its features",
+    );
+    known(lock.known().is_some_and(|lock| lock.lockers.is_empty()), "nobody has locked it");
+    known(watchers.known().is_some_and(Vec::is_empty), "nobody has it open");
+    let read = image.survey.cluster_of(image.disk).and_then(Reading::known);
+    let dead = image.survey.dead_mappings().next().is_some();
+    known(
+        !dead && read.is_some_and(|facts| facts.blocklist.known().is_some()),
+        "no kernel client of this node is on the blocklist",
+    );
+    let healthy =
+        read.and_then(|facts| facts.health.known()).is_some_and(|health| health.status == "HEALTH_OK");
+    known(healthy, "the cluster is healthy");
+    all.join(", ")
 }
 
 #[cfg(test)]

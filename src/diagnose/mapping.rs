@@ -296,5 +296,5 @@ fn not_mapped(image: &Image, next: Change, shared: &Shared, map: bool) -> Findin
         finding.remedy.text =
             "map it with a kernel client of its own (noshare), and leave it mapped for PVE".to_owned();
     }
-    image.mend(finding, true, vec![next])
+    image.fix(finding, true, vec![next])
 }

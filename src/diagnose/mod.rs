@@ -106,7 +106,7 @@ fn of_disk(survey: &Survey, policy: &Policy, disk: &DiskFacts) -> Vec<Finding> {
     findings.extend(stranger::findings(survey, policy, disk));
     if let Some(image) = Image::of(survey, policy, disk) {
         findings.extend(image::findings(&image));
-        findings.extend(rights::findings(&image));
+        findings.extend(rights::findings(survey, disk, image.facts));
         findings.extend(features::findings(&image));
         findings.extend(parents::findings(&image));
         findings.extend(lock::findings(&image));

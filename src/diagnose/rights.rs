@@ -6,10 +6,9 @@
 //! do that lose a disk: it mounts the others without it, takes it out of its RAID. So it stops the start.
 
 use crate::ceph::caps::{Caps, caps_command, caps_template, may_blocklist, template_remark, with_pools};
-use crate::ceph::image::DataPool;
+use crate::ceph::image::{DataPool, ImageFacts};
 use crate::ceph::osd_caps::{ALL, Place, READ, WRITE, may};
 use crate::diagnose::finding::{Finding, RemedyKind};
-use crate::diagnose::image::Image;
 use crate::finding_codes::Code;
 use crate::observe::lock_owner::unwatching;
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
@@ -17,9 +16,8 @@ use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
 
 /// Findings about an image that was read.
-pub fn findings(image: &Image) -> Vec<Finding> {
-    let Some(storage) = image.storage() else { return Vec::new() };
-    let disk = image.disk;
+pub fn findings(survey: &Survey, disk: &DiskFacts, facts: &ImageFacts) -> Vec<Finding> {
+    let Some(storage) = survey.storages.get(&disk.disk.storage) else { return Vec::new() };
     let (pool, namespace) = (disk.disk.pool.as_str(), disk.disk.namespace.as_deref());
     let writes = !disk.disk.read_only && !disk.disk.cdrom;
     let caps = storage.caps.as_ref().and_then(Reading::known);
@@ -28,7 +26,7 @@ pub fn findings(image: &Image) -> Vec<Finding> {
     if writes && lacks(Place { pool, namespace }, ALL) {
         missing.push((pool, format!("open images in the pool {pool} for writing")));
     }
-    if let Some(Reading::Known(DataPool { name, readable })) = &image.facts.data_pool {
+    if let Some(Reading::Known(DataPool { name, readable })) = &facts.data_pool {
         let place = Place { pool: name, namespace };
         if *readable == Reading::Known(false) || lacks(place, READ) {
             missing.push((name, format!("read the pool {name}, where the image's data is")));

@@ -11,11 +11,11 @@ use serde::Serialize;
 pub enum Verdict {
     /// Nothing stands in the way and nothing is to be done.
     Ready,
-    /// `repair` can mend everything that stands in the way.
+    /// `repair` can fix everything that stands in the way.
     Repairable,
     /// It could not be found out.
     Unknown,
-    /// The start is certain to fail, and only a person can mend that.
+    /// The start is certain to fail, and only a person can fix that.
     Blocked,
     /// The start would put data at risk.
     Refused,

@@ -162,7 +162,7 @@ fn unread(all: &[Result<Guest, (u32, String)>]) -> Option<Check> {
     (!failed.is_empty()).then(|| Check::new("guests", State::Unknown, detail))
 }
 
-/// PVE opens these disks before it calls the hook; what mends them is the hook after a stop, and the boot unit.
+/// PVE opens these disks before it calls the hook; what fixes them is the hook after a stop, and the boot unit.
 fn before_hook(facts: &Facts) -> Check {
     let name = "disks-before-hook";
     let early = |guest: &Guest| -> Vec<String> {
@@ -186,13 +186,13 @@ fn before_hook(facts: &Facts) -> Check {
     if facts.boot_unit {
         return Check::ok(
             name,
-            format!("{seen}; the hook mends them after each stop, and the boot unit before the first start"),
+            format!("{seen}; the hook fixes them after each stop, and the boot unit before the first start"),
         );
     }
     Check::new(
         name,
         State::Warn,
-        format!("{seen}; without the boot unit nothing mends them before a first start"),
+        format!("{seen}; without the boot unit nothing fixes them before a first start"),
     )
     .remedy("systemctl enable rbd-preflight-boot.service")
 }

@@ -43,7 +43,7 @@ pub struct Check {
     pub state: State,
     /// What was seen, and what it means.
     pub detail: String,
-    /// The command that mends it, or what to do.
+    /// The command that fixes it, or what to do.
     pub remedy: Option<String>,
 }
 

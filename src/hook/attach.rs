@@ -110,7 +110,7 @@ pub fn attach(facts: &Facts, storage: &str, extent: &Extent) -> Decision {
         Some(Hookscript { volid, trouble: Some(why), .. }) => {
             let delete = Step::Delete.line(facts.kind, facts.vmid);
             Err(Decision::Refuse(format!(
-                "PVE cannot run the hookscript that it has, {volid}: {why}; mend that, or do without: {delete}"
+                "PVE cannot run the hookscript that it has, {volid}: {why}; fix that, or do without: {delete}"
             )))
         }
         script => set(script.as_ref().map(|script| &script.volid)).map(|set| vec![set]),

@@ -31,22 +31,22 @@ pub fn plan(findings: &[Finding], policy: &Policy) -> Vec<Action> {
     images.into_iter().flatten().collect()
 }
 
-/// What will have a start refused that follows at once, and that no change mends: `None` if nothing will.
+/// What will have a start refused that follows at once, and that no change fixes: `None` if nothing will.
 pub fn refusal<'a>(findings: &'a [Finding], policy: &Policy) -> Option<Vec<&'a Finding>> {
     let stops = |finding: &&Finding| {
-        let mended = match finding.remedy.kind {
+        let fixed = match finding.remedy.kind {
             RemedyKind::Automatic => true,
             // At boot the start comes later than this.
             RemedyKind::Wait => policy.at_boot,
             RemedyKind::Manual | RemedyKind::None => is_let_go_first(findings, finding),
         };
-        finding.severity >= Severity::Blocker && !mended
+        finding.severity >= Severity::Blocker && !fixed
     };
     let stops: Vec<&Finding> = findings.iter().filter(stops).collect();
     ((policy.starting || policy.at_boot) && !stops.is_empty()).then_some(stops)
 }
 
-/// What mends it is withheld while the disk is mapped, and the disk is unmapped first: then it is looked at again.
+/// What fixes it is withheld while the disk is mapped, and the disk is unmapped first: then it is looked at again.
 fn is_let_go_first(findings: &[Finding], finding: &Finding) -> bool {
     let same = |other: &&Finding| other.disk.is_some() && other.disk == finding.disk;
     let mut actions = findings.iter().filter(same).flat_map(|other| &other.remedy.actions);

@@ -23,11 +23,11 @@ pub trait Rule: Sync {
     }
 }
 
-/// The rule of `repair` and the hook: what is wrong is mended.
+/// The rule of `repair` and the hook: what is wrong is fixed.
 #[derive(Debug, Clone, Copy)]
-pub struct Mend<'a>(pub &'a Policy);
+pub struct Fix<'a>(pub &'a Policy);
 
-impl Rule for Mend<'_> {
+impl Rule for Fix<'_> {
     fn wanted(&self, survey: &Survey) -> Vec<Action> {
         plan(&diagnose(survey, self.0), self.0)
     }

@@ -176,7 +176,8 @@ mod tests {
         finding
     }
 
-    const HOOK: &str = "rbd-preflight: VM 516 on pve1: 1 RBD disk checked, the start goes on (0.1 s)\n";
+    const HOOK: &str =
+        "rbd-preflight: VM 516 on pve1: 1 RBD disk checked, continuing with the start (0.1 s)\n";
     const EXITED: &str = "start failed: QEMU exited with code 1\n";
     const OLD: &str = "start failed: command '/usr/bin/kvm -id 516 -drive file=/dev/rbd-pve/f/rbd/vm-516-disk-0,id=drive-scsi0' \
                        failed: exit code 1\n";

@@ -86,12 +86,12 @@ pub fn refused_by_pve(findings: &[Finding]) -> Vec<&Finding> {
     findings.iter().filter(|f| f.severity >= Severity::Blocker && own.contains(&f.code)).collect()
 }
 
-/// What stops a start. What a change mends is none of it where something else does: it was not made for that reason.
+/// What stops a start. What a change fixes is none of it where something else does: it was not made for that reason.
 pub fn stoppers(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     let stops = |finding: &&Finding| finding.severity >= Severity::Blocker;
-    let mended = |finding: &Finding| finding.remedy.kind == RemedyKind::Automatic;
-    let other = findings.iter().filter(stops).any(|finding| !mended(finding));
-    findings.iter().filter(stops).filter(move |finding| !(other && mended(finding)))
+    let fixed = |finding: &Finding| finding.remedy.kind == RemedyKind::Automatic;
+    let other = findings.iter().filter(stops).any(|finding| !fixed(finding));
+    findings.iter().filter(stops).filter(move |finding| !(other && fixed(finding)))
 }
 
 /// Whether findings leave any hope for another try: what only an administrator fixes does not fix itself.

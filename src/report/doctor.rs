@@ -7,7 +7,7 @@ use crate::sys::plain::plain;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
-/// A line per check, what mends it below it, and how many of each kind at the end.
+/// A line per check, what fixes it below it, and how many of each kind at the end.
 pub fn text(checks: &[Check]) -> String {
     let mut out = String::new();
     for check in checks {

@@ -66,7 +66,7 @@ pub fn next_step(report: &GuestReport) -> Option<String> {
     let automatic = report.findings.iter().filter(|f| f.remedy.kind == RemedyKind::Automatic).count();
     let stops = |f: &&Finding| f.severity >= Severity::Blocker && f.remedy.kind != RemedyKind::Automatic;
     let mut stopping = report.findings.iter().filter(stops).peekable();
-    let by_repair = format!("`rbd-preflight repair {vmid}` mends {automatic} of these; --dry-run shows how.");
+    let by_repair = format!("`rbd-preflight repair {vmid}` fixes {automatic} of these; --dry-run shows how.");
     match (report.verdict(), automatic) {
         (Verdict::Unknown, 0) => Some(
             "Whether the guest can start is not known; the hook lets it start, unless the settings say `on_error: block`."
@@ -82,7 +82,7 @@ pub fn next_step(report: &GuestReport) -> Option<String> {
     }
 }
 
-/// A finding: what, where, what was seen, what mends it, safe for a terminal. Commands of what `repair` does itself are left to
+/// A finding: what, where, what was seen, what fixes it, safe for a terminal. Commands of what `repair` does itself are left to
 /// `--dry-run`.
 pub fn finding(finding: &Finding) -> String {
     let place = match (&finding.disk, &finding.image) {

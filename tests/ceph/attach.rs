@@ -604,14 +604,14 @@ fn in_hooks(log: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_hook_mends_then_calls_the_chained_script_and_runs_nothing_that_takes_the_configs_lock() {
+fn the_hook_fixes_then_calls_the_chained_script_and_runs_nothing_that_takes_the_configs_lock() {
     let (node, vmid, spec) = chained_on_ceph("layering,exclusive-lock,journaling");
     let number = vmid.to_string();
     let ran = Ran::of(on_node(&node.path("/"), "qm", &["start", &number]));
     assert_eq!(ran.code, 0, "{ran:?}");
     let at = |text: &str| ran.stdout.find(text).unwrap_or_else(|| panic!("no {text}: {ran:?}"));
     assert!(at("done: disable journaling") < at("now the earlier hookscript"), "{ran:?}");
-    assert!(at("the start goes on") < at("err-of-old"), "{ran:?}");
+    assert!(at("continuing with the start") < at("err-of-old"), "{ran:?}");
     assert!(!node.features(&spec).contains(&"journaling".to_owned()));
     assert_eq!(Ran::of(on_node(&node.path("/"), "qm", &["stop", &number])).code, 0);
     let calls = std::fs::read_to_string(node.path("/calls")).unwrap();

@@ -68,7 +68,7 @@ fn rbd_of_pve(node: &Node, keyring: Option<&str>) -> std::process::Output {
     command.arg("ls").env_remove("CEPH_CONF").env_remove("CEPH_ARGS").output().unwrap()
 }
 
-/// The hook stops the start for this and does not wait for what no time mends.
+/// The hook stops the start for this and does not wait for what no time fixes.
 fn stops_at_once(node: &Node, vmid: u32, code: &str) -> Ran {
     let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
     assert_eq!(ran.code, 3, "{ran:?}");

@@ -184,8 +184,8 @@ fn disturb(node: &Node, plan: Plan, at: usize, fault: Fault, (end, short): (&Val
     let case = plan.prepare(node);
     let rbd = Spoiled::new(Some((at, fault)));
     // Ceph may say 22 once for no good reason: the same run tries again, or finds the change made.
-    let mended_at_once = plan != Plan::Undo && matches!(fault, Fault::Fails(22) | Fault::FailsAfter(22));
-    let deadline = if mended_at_once { 60 } else { short };
+    let fixed_at_once = plan != Plan::Undo && matches!(fault, Fault::Fails(22) | Fault::FailsAfter(22));
+    let deadline = if fixed_at_once { 60 } else { short };
     let ran = case.act(node, &rbd, &deadline.to_string());
     if let Fault::KillDuring { during: during @ 1.. } = fault {
         // On a fast machine the command was over, and heard of, before the kill: once more, with an earlier one.
@@ -197,7 +197,7 @@ fn disturb(node: &Node, plan: Plan, at: usize, fault: Fault, (end, short): (&Val
     assert!(rbd.calls().len() >= at, "{context}");
     assert_eq!(ran.code == -1, fault.kills(), "{context}");
     assert_told(&case.last_run(node), at, fault, &context);
-    assert!(ran.code == 0 || !mended_at_once, "{context}");
+    assert!(ran.code == 0 || !fixed_at_once, "{context}");
     let again = case.again(node);
     assert_eq!(again.code, 0, "{context}: {again:?}");
     assert_eq!(&case.end(node), end, "{context}: {again:?}");
@@ -218,7 +218,7 @@ fn all_at_once<T: Sync>(jobs: &[T], work: impl Fn(&T) + Sync) {
 }
 
 #[test]
-fn a_fault_at_any_command_is_told_and_mended_by_the_next_run() {
+fn a_fault_at_any_command_is_told_and_fixed_by_the_next_run() {
     let begun = Instant::now();
     let node = Node::new();
     let mut jobs = Vec::new();

@@ -17,7 +17,7 @@ fn a_healthy_guest_gets_one_line_on_stderr() {
 }
 
 #[test]
-fn what_is_safe_to_mend_is_mended_before_the_start() {
+fn what_is_safe_to_fix_is_fixed_before_the_start() {
     let (node, vmid, spec) = Node::with_vm("layering,exclusive-lock,journaling");
     let ran = hook(&node, vmid);
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -236,9 +236,9 @@ fn nobody_has_to_listen() {
     assert_eq!(ran.code, 0, "{ran:?}");
 }
 
-/// What PVE opens before it calls the hook can only be mended after the stop before.
+/// What PVE opens before it calls the hook can only be fixed after the stop before.
 #[test]
-fn after_a_stop_the_cloud_init_image_is_mended_and_the_rest_is_left_to_the_next_start() {
+fn after_a_stop_the_cloud_init_image_is_fixed_and_the_rest_is_left_to_the_next_start() {
     let (node, vmid, data) = Node::with_vm("layering,exclusive-lock,journaling");
     let cloudinit = format!("rbd/vm-{vmid}-cloudinit");
     node.image(&cloudinit, "layering,exclusive-lock,journaling");
@@ -338,7 +338,7 @@ fn a_slow_node_is_given_more_time_and_takes_no_cluster_for_dead() {
     command.arg(inner.get_program()).args(inner.get_args());
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let ran = Ran::of(command);
-    assert!(ran.code == 0 && ran.stderr.contains("the start goes on"), "{ran:?}");
+    assert!(ran.code == 0 && ran.stderr.contains("continuing with the start"), "{ran:?}");
     assert!(ran.took > Duration::from_secs(2), "it was not slow: {ran:?}");
 }
 

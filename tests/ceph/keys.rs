@@ -144,7 +144,7 @@ fn a_key_that_the_libraries_do_not_know_is_why_no_monitor_was_asked() {
 }
 
 #[test]
-fn a_pending_key_is_named_and_the_advice_mends_it() {
+fn a_pending_key_is_named_and_the_advice_fixes_it() {
     let lab = Lab::shared();
     let key = aes(&lab);
     let (node, vmid) = with_keyring(&format!("[client.admin]\n\tkey = {key}\n\tpending key = {AES256K}\n"));

@@ -52,7 +52,7 @@ fn a_disk_that_the_manager_flattens_is_told_and_starts_and_a_writer_beside_it_is
     );
     assert!(detail.contains(&address) && detail.ends_with(&format!("Flattening image {spec}")), "{detail}");
     let ran = start();
-    assert!(ran.code == 0 && ran.stderr.contains("the start goes on"), "{ran:?}");
+    assert!(ran.code == 0 && ran.stderr.contains("continuing with the start"), "{ran:?}");
 
     let file = node.path("/survey.json");
     node.run(["check", &vmid.to_string(), "--save-survey", file.to_str().unwrap()]);

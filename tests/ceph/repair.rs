@@ -230,7 +230,7 @@ fn a_lock_that_may_not_be_broken_is_told_with_its_cause() {
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(ran.stdout.contains("lock-break-not-permitted"), "{ran:?}");
     let line = "ceph auth caps client.poor mon 'profile rbd' osd 'profile rbd'";
-    assert!(ran.stdout.contains(line), "the very line that mends it, its osd caps kept: {ran:?}");
+    assert!(ran.stdout.contains(line), "the very line that fixes it, its osd caps kept: {ran:?}");
     assert_ne!(node.lab.rbd_json(&["lock", "ls", &spec]), serde_json::json!([]));
 }
 

@@ -102,7 +102,7 @@ fn writes_to(node: &Node, user: &str, pool: &str) -> bool {
 }
 
 #[test]
-fn a_data_pool_that_is_not_in_the_caps_stops_the_start_and_the_line_mends_it() {
+fn a_data_pool_that_is_not_in_the_caps_stops_the_start_and_the_line_fixes_it() {
     let (node, vmid, user) = guest_of("profile rbd pool=rbd", "profile rbd", &["--data-pool", "pool2"]);
     assert!(
         writes(&node, &user, vmid) && !writes_to(&node, &user, "pool2"),

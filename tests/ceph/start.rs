@@ -100,7 +100,7 @@ fn what_is_sure_to_stop_the_start_is_looked_at_before_anything_is_changed() {
     assert!(!node.features(&spec).contains(&"journaling".to_owned()), "{ran:?}");
 }
 
-/// What time mends is waited for, and then the rest is repaired.
+/// What time fixes is waited for, and then the rest is repaired.
 #[test]
 fn the_hook_waits_for_one_disk_and_repairs_the_other_then() {
     let (node, vmid) = (Node::new(), new_vmid());

@@ -1,4 +1,4 @@
-//! Images as the kernel does not take them: what can be mended is, the rest is said.
+//! Images as the kernel does not take them: what can be fixed is, the rest is said.
 
 use crate::assert_said;
 use crate::common::kernel::{KRBD, Kernel, LIBRBD, MIRROR, NO_NAMESPACE, NO_POOL, disk, on_the_kernel};
@@ -8,9 +8,9 @@ fn object_map(kernel: &Kernel, spec: &str) -> String {
     format!("rbd_object_map.{}", kernel.image_id(spec))
 }
 
-/// Everything that is mended before a map, on one guest at once.
+/// Everything that is fixed before a map, on one guest at once.
 #[test]
-fn features_and_object_maps_are_mended() {
+fn features_and_object_maps_are_fixed() {
     on_the_kernel(|kernel| {
         let node = kernel.node(1);
         let journaling = format!("{DEFAULT},journaling");

@@ -105,7 +105,7 @@ fn busy_leftovers_are_named_and_left_alone() {
         assert_eq!(node.client_of(&disks[0]), before);
         node.must(&format!("kill -0 {holder}"));
 
-        // When it is gone, all can be mended.
+        // When it is gone, all can be fixed.
         node.kill(holder);
         assert_said(&node.hook(vmid), 0, &[]);
         node.assert_ready(&disks);

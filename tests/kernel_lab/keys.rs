@@ -49,7 +49,7 @@ fn a_key_that_the_kernel_does_not_take() {
         }
         let told = codes(&node.check(vmid));
         assert!(!told.contains(&"key-type-unsupported".to_owned()), "{told:?}");
-        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        assert_said(&node.hook(vmid), 0, &["continuing with the start"]);
         node.assert_ready(&[disk]);
     });
 }
@@ -67,7 +67,7 @@ fn a_keyring_of_the_kernels_that_is_full() {
         node.must(&format!("echo {} >/proc/sys/kernel/keys/root_maxkeys", quota.trim()));
         assert_eq!(alone, [122], "Proxmox VE without us");
         assert_said(&ran, 3, &["kernel-keyring-refused", "Disk quota exceeded", "root_maxkeys"]);
-        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        assert_said(&node.hook(vmid), 0, &["continuing with the start"]);
         node.assert_ready(&disks);
     });
 }
@@ -87,7 +87,7 @@ fn an_option_that_nobody_knows() {
             &["map-option-unknown", "unknown map option 'nonsense'", "rbd_default_map_options"],
         );
         kernel.rbd(&["config", "image", "remove", &disks[0].spec(), "rbd_default_map_options"]);
-        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        assert_said(&node.hook(vmid), 0, &["continuing with the start"]);
         node.assert_ready(&disks);
     });
 }

@@ -155,7 +155,7 @@ fn many_guests_at_once_on_a_dead_client() {
         say(&format!("8 hooks at once on a dead client: {:.1} s", begun.elapsed().as_secs_f64()));
         for (vmid, disks) in &guests {
             let said = node.must(&format!("cat /run/hook.{vmid}; rm /run/hook.{vmid}"));
-            assert!(said.ends_with("\n0\n") && said.contains("the start goes on"), "{said}");
+            assert!(said.ends_with("\n0\n") && said.contains("continuing with the start"), "{said}");
             node.assert_ready(disks);
             assert_ne!(node.client_of(&disks[0]), dead);
         }

@@ -28,7 +28,7 @@ fn assert_said(ran: &Ran, code: i32, words: &[&str]) {
     assert_eq!(ran.stdout, "", "the hook speaks on stderr only");
 }
 
-/// README shows this, but for what no two runs have in common; disks that are mended at once come in any order. Its
+/// README shows this, but for what no two runs have in common; disks that are fixed at once come in any order. Its
 /// example is the one that has this word in it.
 fn assert_shown_in_readme(word: &str, shown: &str) {
     let readme = include_str!("../../README.md");

@@ -63,7 +63,7 @@ fn a_device_of_the_disks_name_is_another_image() {
         node.assert_ready(std::slice::from_ref(&new));
         assert_eq!((content(kernel, &old), kernel.features(&old)), (before, features), "B is as it was");
         assert_eq!((kernel.watchers(&old), kernel.lock_owner(&old)), (vec![], None), "nobody has B any more");
-        assert_said(&node.hook(vmid), 0, &["the start goes on"]);
+        assert_said(&node.hook(vmid), 0, &["continuing with the start"]);
     });
 }
 

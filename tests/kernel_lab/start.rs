@@ -27,7 +27,7 @@ fn healthy() {
         });
 
         let ran = node.hook(vmid);
-        assert_said(&ran, 0, &["the start goes on"]);
+        assert_said(&ran, 0, &["continuing with the start"]);
         let mapped = node.mapped();
         assert!(
             mapped.iter().all(|mapping| mapping.spec != librbd.spec()),
@@ -42,7 +42,7 @@ fn healthy() {
         node.assert_ready(&disks);
         assert_eq!(node.pve_start(&disks), [0, 0, 0]);
         let again = node.hook(vmid);
-        assert_said(&again, 0, &["the start goes on"]);
+        assert_said(&again, 0, &["continuing with the start"]);
         assert_eq!(again.stderr.lines().count(), 1, "{again:#?}");
         node.assert_ready(&disks);
 
