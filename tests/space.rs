@@ -377,7 +377,7 @@ fn with_a_disk_that_stops_the_start(survey: &Survey, how: &str) -> Survey {
     let mut disk = survey.disks[0].clone();
     disk.disk.key = "scsi1".into();
     disk.disk.image = Some("vm-516-disk-1".into());
-    (disk.linked_device, disk.lock_owner, disk.mirror_daemons) = (None, None, None);
+    (disk.linked_device, disk.lock_owner, disk.mirror_daemons, disk.manager) = (None, None, None, None);
     match how {
         "missing" => disk.reading = Some(ImageReading::ImageMissing),
         "dying" => {

@@ -67,7 +67,13 @@ fn ask(cluster: &Cluster) -> Result<Vec<String>, Failure> {
     let what = || "ask the monitors: mgr dump".to_owned();
     let request = serde_json::json!({ "prefix": "mgr dump", "format": "json" });
     let answer = cluster.mon_command(&request.to_string()).map_err(|errno| Failure::errno(what(), errno))?;
-    parse_clients(&answer).map_err(|error| Failure::new(what(), format!("answer not understood: {error}")))
+    let clients = parse_clients(&answer);
+    let clients = clients.map_err(|error| Failure::new(what(), format!("answer not understood: {error}")))?;
+    if clients.is_empty() {
+        // A manager tells its clients' addresses with a beacon, some seconds after it has become the active one.
+        return Err(Failure::new(what(), format!("the monitors have no address of {MODULE} yet")));
+    }
+    Ok(clients)
 }
 
 #[derive(Deserialize)]

@@ -95,7 +95,11 @@ impl Rehearsal<'_> {
         let policy = &Policy { map: self.unloadable.is_some(), ..policy.clone() };
         let mut report = assess(survey, policy);
         report.actions.clear();
-        let more = self.lacks(&report.survey, &home).into_iter().chain(self.forbidden(vmid));
+        // The guest's own hookscript is told by its own finding.
+        let told = report.findings.iter().any(|finding| finding.code == Code::HookscriptMissing);
+        let lacks = self.lacks(&report.survey, &home).into_iter();
+        let lacks = lacks.filter(|lack| !(told && lack.detail.starts_with("hookscript: ")));
+        let more = lacks.chain(self.forbidden(vmid));
         let more = more.map(|finding| ignore(finding, policy)).collect::<Vec<_>>();
         report.findings.retain(|finding| finding.code != Code::CloudinitBeforeHook);
         let hook = report.survey.guest.hookscript.as_deref().and_then(crate::hook::snippet::ours).is_some();

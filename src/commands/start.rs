@@ -54,10 +54,15 @@ pub fn run(root: &Root, options: &Start) -> Result<Exit> {
     let refused: Vec<String> = refused_by_pve(&findings).into_iter().map(text::finding).collect();
     if !refused.is_empty() {
         let title = text::title(&session.guest);
-        let why = format!("{title} cannot be started; nothing was changed:\n{}", refused.concat().trim_end());
-        return Err(Coded::error(Exit::Stopped, why));
+        errln!("{}", refused.concat().trim_end());
+        return Err(Coded::error(Exit::Stopped, format!("{title} cannot be started; nothing was changed")));
     }
-    if let Way::Nobody(why) = way(&session)? {
+    // What is certain to be refused is not worth a change.
+    let nobody = match way(&session)? {
+        Way::Nobody(why) => Some(why),
+        Way::Direct | Way::Manager => session.hookscript_refuses(),
+    };
+    if let Some(why) = nobody {
         return Err(cannot(&session, &why));
     }
     confirm(options.yes, || {

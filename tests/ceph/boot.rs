@@ -220,7 +220,7 @@ fn a_lock_of_which_it_is_not_known_yet_whether_its_owner_is_dead_is_left_to_the_
     let locks = || node.lab.rbd_json(&["lock", "ls", &spec]);
     let lock = locks();
     let ran = Ran::of(boot_command(&node));
-    assert!(ran.stdout.contains("the guest's hook, or a later repair, does it"), "{ran:?}");
+    assert!(ran.stdout.contains("the guest's hook does it at its start, or a later repair"), "{ran:?}");
     assert_eq!(locks(), lock, "{ran:?}");
     // What it has seen counts for the hook, and for a later repair.
     let gone = || Ran::of(boot_command(&node)).code == 0 && locks() == serde_json::json!([]);

@@ -15,9 +15,9 @@ fn a_process_that_gives_up_on_ceph_ends_by_itself() {
             (0..AT_ONCE).map(|_| scope.spawn(|| node.run(["check", &vmid.to_string()]))).collect();
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
-    // The image is missing; or, for those that gave up, the cluster does not answer.
-    let odd: Vec<_> = all.iter().filter(|ran| ran.code != 3).collect();
+    // The image is missing; or, for those that gave up, the cluster does not answer, or they do not know whether it does.
+    let odd: Vec<_> = all.iter().filter(|ran| ![1, 3].contains(&ran.code)).collect();
     assert!(odd.is_empty(), "{} of {AT_ONCE}: {odd:#?}", odd.len());
-    let late = all.iter().filter(|ran| ran.stdout.contains("cluster-unreachable")).count();
+    let late = all.iter().filter(|ran| !ran.stdout.contains("image-missing")).count();
     println!("{late} of {AT_ONCE} gave up");
 }

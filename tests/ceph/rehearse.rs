@@ -91,11 +91,12 @@ fn no_part_of_a_rehearsal_reaches_what_changes_anything() {
     let parts = [
         "commands/rehearse.rs",
         "commands/here.rs",
-        "commands/fleet.rs",
+        "commands/many_guests.rs",
         "rehearsal.rs",
         "report/rehearsal.rs",
     ];
-    let more = ["pve/peer.rs", "pve/needs.rs", "pve/ha_rules.rs", "survey/rehearsed.rs", "survey/gather.rs"];
+    let more =
+        ["pve/peer.rs", "pve/needs.rs", "pve/ha_rules.rs", "observe/rehearsed.rs", "observe/gather.rs"];
     for part in parts.into_iter().chain(more) {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(part);
         let text = std::fs::read_to_string(&file).unwrap();
@@ -170,7 +171,7 @@ fn a_guest_that_lacks_something_on_the_other_node_is_told_with_the_cause() {
     let cells = [
         (healthy, "ready", "ready"),
         (far, "ready", "blocked storage-not-on-node"),
-        (hooked, "ready", "blocked resource-missing"),
+        (hooked, "ready", "blocked hookscript-missing"),
         (apart, "ready", "blocked ha-rule-forbids"),
         (wide, "blocked resource-missing", "blocked resource-missing"),
         (local, "ready", "blocked resource-missing"),
@@ -224,7 +225,7 @@ fn a_guest_that_lacks_something_on_the_other_node_is_told_with_the_cause() {
     let key = std::fs::read_to_string(&keyring).unwrap();
     std::fs::write(pair.there("/proc/sys/kernel/osrelease"), "6.14.8-2-pve\n").unwrap();
     for (content, codes) in
-        [(Some("nonsense"), "keyring-"), (Some(crate::keys::AES256K), "key"), (None, "cluster-auth-failed")]
+        [(Some("nonsense"), "keyring-"), (Some(crate::keys::AES256K), "key"), (None, "keyring-missing")]
     {
         match content {
             Some(key) => std::fs::write(&keyring, format!("[client.admin]\n\tkey = {key}\n")).unwrap(),

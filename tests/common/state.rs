@@ -351,7 +351,10 @@ impl State {
 
     /// The caps are only looked for where a lock is to be broken.
     fn caps_read(&self) -> Option<Reading<Granted>> {
-        let mon = |caps: &str| Reading::Known(Granted(BTreeMap::from([("mon".to_owned(), caps.to_owned())])));
+        let mon = |caps: &str| {
+            let all = [("mon", caps), ("osd", "profile rbd")];
+            Reading::Known(Granted(all.map(|(service, caps)| (service.to_owned(), caps.to_owned())).into()))
+        };
         (self.locker == Locker::Dead).then(|| match self.caps {
             Caps::May => mon("profile rbd"),
             Caps::MayNot => mon("allow r"),
