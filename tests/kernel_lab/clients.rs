@@ -205,7 +205,7 @@ fn a_client_that_cannot_be_told_is_met_by_the_map() {
             |arguments: &str| node.run(&format!("PATH=/run/lab-path:$PATH rbd-preflight {arguments}"));
         let check = preflight(&format!("check {vmid}"));
         assert_eq!(check.code, 0, "{check:#?}");
-        assert!(check.stdout.contains("would take it is not known"), "{check:#?}");
+        assert!(check.stdout.contains("would share it is not known"), "{check:#?}");
         assert!(check.stdout.contains("nonsense") && check.stdout.contains(&dead), "{check:#?}");
         assert_said(
             &preflight(&format!("hook {vmid} pre-start")),
