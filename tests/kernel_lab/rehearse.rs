@@ -86,8 +86,8 @@ fn what_the_other_node_lacks_is_told_from_there_and_the_running_guest_goes_on() 
         let (report, code) = rehearse(&one, "");
         assert_eq!(on_two(&report, running), "ready", "who is at its disk is the guest itself: {report:#}");
         assert_eq!(on_two(&report, near), "blocked storage-not-on-node");
-        assert!(on_two(&report, keyed).starts_with("blocked cluster-auth-failed"), "{report:#}");
-        assert_eq!(on_two(&report, hooked), "blocked resource-missing");
+        assert!(on_two(&report, keyed).starts_with("blocked keyring-missing"), "{report:#}");
+        assert_eq!(on_two(&report, hooked), "blocked hookscript-missing");
         assert_eq!(code, 0, "the one guest of HA has a place: {report:#}");
 
         patience(&two, 10);
