@@ -174,10 +174,7 @@ fn look(connection: &Connection, knock: bool) -> Way {
     let named = named(connection, &path, text.as_deref().unwrap_or_default());
     let conf = match text {
         Ok(text) => Reading::Known(ConfFile { junk: first_junk(&text), path }),
-        Err(error) => Reading::Unknown(match error.raw_os_error() {
-            Some(errno) => Failure::errno(format!("read {path}"), errno),
-            None => Failure::new(format!("read {path}"), error.to_string()),
-        }),
+        Err(error) => Reading::Unknown(Failure::io(format!("read {path}"), &error)),
     };
     let hosts = named.as_ref().map(|named| resolve(monitors(&named.text))).unwrap_or_default();
     let knocks = if knock { knock_at(&hosts) } else { Vec::new() };
@@ -379,10 +376,10 @@ fn knock_at(hosts: &[Host]) -> Vec<Knock> {
 fn answer_at(address: SocketAddr) -> Answer {
     let failed = |error: std::io::Error| {
         let what = format!("connect to {address}");
+        // The standard library's own limit of time has no errno.
         Answer::Failed(match error.raw_os_error() {
-            Some(errno) => Failure::errno(what, errno),
             None if error.kind() == ErrorKind::TimedOut => Failure::errno(what, nix::libc::ETIMEDOUT),
-            None => Failure::new(what, error.to_string()),
+            _ => Failure::io(what, &error),
         })
     };
     let mut stream = match TcpStream::connect_timeout(&address, PATIENCE) {

@@ -60,8 +60,7 @@ fn reach(storage: &StorageFacts) -> Check {
         }
         Reading::Known((_, ImageReading::Unknown(failure) | ImageReading::ParentMissing(failure))) => {
             let check = fail(format!("{who} connects, but cannot look into the pool {pool}: {failure}"));
-            // Of a pool, 2 (ENOENT) says that something is not there.
-            match is_refusal(failure) && failure.errno != Some(Errno::ENOENT as i32) {
+            match failure.errno.is_some_and(|errno| REFUSED.contains(&Errno::from_raw(errno))) {
                 true => check.remedy(template(storage)),
                 false => check.remedy(rbd(storage, &["ls"])),
             }
@@ -92,10 +91,6 @@ fn unreached(storage: &StorageFacts, name: String, failure: &Failure) -> Check {
         }
         commands => commands.join("; "),
     })
-}
-
-fn is_refusal(failure: &Failure) -> bool {
-    failure.errno.is_some_and(|errno| REFUSED.contains(&Errno::from_raw(errno)))
 }
 
 /// Its user may put a dead client on the blocklist, without which no lock of its can be broken.

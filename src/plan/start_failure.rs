@@ -152,7 +152,43 @@ fn is_left(finding: &Finding) -> bool {
 mod tests {
     use super::*;
     use crate::finding_codes::Code;
-    use crate::observe::survey::example;
+    use serde_json::json;
+
+    /// A guest with a krbd disk that is mapped as /dev/rbd3; /dev/rbd4 is another guest's, of the same kernel client.
+    fn example() -> Survey {
+        serde_json::from_value(json!({
+            "schema": 1, "taken_at": 0,
+            "node": {
+                "name": "pve1", "quorate": { "known": true }, "running": { "known": false },
+                "kernel": { "release": "6.14.8-2-pve", "version": [6, 14], "module_loaded": true,
+                            "supported": { "known": [] }, "mappings": { "known": [
+                    { "id": 3, "pool": "rbd", "namespace": null, "image": "vm-516-disk-0", "snapshot": null, "fsid": "f",
+                      "client_address": "10.0.0.1:0/5", "client": 5, "options": "" },
+                    { "id": 4, "pool": "rbd", "namespace": null, "image": "vm-600-disk-0", "snapshot": null, "fsid": "f",
+                      "client_address": "10.0.0.1:0/5", "client": 5, "options": "" },
+                ] } },
+                "rbd_release": { "known": "19.2.6" },
+            },
+            "guest": { "vmid": 516, "kind": "qemu", "node": "pve1", "name": null, "lock": null, "template": false,
+                       "hookscript": null, "ostype": null, "disks": [], "refusals": [], "notes": [] },
+            "storages": { "ceph": {
+                "section": { "id": "ceph", "pool": "rbd", "namespace": null, "data_pool": null, "krbd": true,
+                             "username": null, "monhost": null, "content": ["images"], "nodes": null, "disabled": false },
+                "connection": { "conf": null, "mon_host": null, "user": "vms", "keyring": null },
+                "cluster": 0,
+            } },
+            "clusters": [{ "known": {
+                "fsid": "f", "health": { "known": { "status": "HEALTH_OK", "checks": [] } }, "blocklist": { "known": [] },
+                "default_features": { "known": [] }, "blocklist_expire_seconds": { "known": 0 },
+            } }],
+            "disks": [{
+                "key": "scsi0", "volid": "ceph:vm-516-disk-0", "storage": "ceph", "pool": "rbd", "namespace": null,
+                "image": "vm-516-disk-0", "krbd_storage": true, "access": "krbd", "role": "disk", "pve_drops": null,
+                "shared_with": [], "map_options": { "known": "" }, "reading": null,
+            }],
+        }))
+        .unwrap()
+    }
 
     fn failure(output: &str, error: &str, kernel: &[&str]) -> StartFailure {
         let kernel = kernel.iter().map(|line| (*line).to_owned()).collect();

@@ -313,11 +313,7 @@ fn read(root: &Root, file: &str) -> Result<String, Failure> {
 }
 
 fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
-    let what = format!("{verb} {}", path.display());
-    match error.raw_os_error() {
-        Some(errno) => Failure::errno(what, errno),
-        None => Failure::new(what, error.to_string()),
-    }
+    Failure::io(format!("{verb} {}", path.display()), error)
 }
 
 /// `map node=pve1,path=0000:01:00.0,id=10de:1eb8`: of each name the entries for a node.

@@ -34,10 +34,7 @@ fn pinned(machine: &str) -> Option<(u32, u32)> {
 /// The release of the QEMU that is installed here.
 pub fn installed(root: &Root) -> Reading<String> {
     let what = || format!("read in {INSTALLED} which pve-qemu-kvm is installed");
-    let read = std::fs::read_to_string(root.path(INSTALLED)).map_err(|error| match error.raw_os_error() {
-        Some(errno) => Failure::errno(what(), errno),
-        None => Failure::new(what(), error.to_string()),
-    });
+    let read = std::fs::read_to_string(root.path(INSTALLED)).map_err(|error| Failure::io(what(), &error));
     read.and_then(|status| release(&status).ok_or_else(|| Failure::new(what(), "it is not there"))).into()
 }
 

@@ -115,10 +115,7 @@ fn stat(root: &Root, path: &str) -> Result<Option<Found>, Failure> {
             Ok(Some(Found { file: meta.is_file(), executable: meta.permissions().mode() & 0o111 != 0 }))
         }
         Ok(Err(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Ok(Err(error)) => Err(match error.raw_os_error() {
-            Some(errno) => Failure::errno(what(), errno),
-            None => Failure::new(what(), error.to_string()),
-        }),
+        Ok(Err(error)) => Err(Failure::io(what(), &error)),
         Err(_) => Err(Failure::new(what(), "no answer within 2 s; is it on a file server that is gone?")),
     }
 }

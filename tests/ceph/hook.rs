@@ -358,19 +358,25 @@ fn a_migration_does_not_wait_for_a_dead_cluster() {
     assert!(ran.stderr.contains("cluster-not-asked"), "{ran:?}");
 }
 
-/// PVE holds the guest's lock through post-stop, and a start waits ten seconds for it.
-#[test]
-fn after_a_stop_the_lock_is_not_held_for_a_rebuild() {
+/// A guest with this many disks of this size, which QEMU opens and whose object maps are invalid.
+fn with_invalid_object_maps(disks: u32, size: &str) -> (Node, u32) {
     let (node, vmid) = (Node::new(), new_vmid());
     let mut config = String::new();
-    for disk in 0..6 {
+    for disk in 0..disks {
         let spec = format!("rbd/vm-{vmid}-disk-{disk}");
-        node.lab.rbd(&["create", &spec, "--size", "40G", "--image-feature", "layering,exclusive-lock"]);
+        node.lab.rbd(&["create", &spec, "--size", size, "--image-feature", "layering,exclusive-lock"]);
         // An object map that comes later than the image is invalid until it is rebuilt.
         node.lab.rbd(&["feature", "enable", &spec, "object-map"]);
         config += &format!("scsi{disk}: ceph-librbd:vm-{vmid}-disk-{disk}\n");
     }
     node.vm(vmid, &config);
+    (node, vmid)
+}
+
+/// PVE holds the guest's lock through post-stop, and a start waits ten seconds for it.
+#[test]
+fn after_a_stop_the_lock_is_not_held_for_a_rebuild() {
+    let (node, vmid) = with_invalid_object_maps(6, "40G");
     let ran = node.run(["hook", &vmid.to_string(), "post-stop"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.took < Duration::from_secs(7), "PVE's own limit is 10 s: {ran:?}");
@@ -406,15 +412,7 @@ fn a_storage_that_is_off_is_left_alone() {
 /// The rebuilds of all disks together have one budget, and the start does not fail for a rebuild that was cut off.
 #[test]
 fn rebuilds_that_do_not_fit_are_left_and_the_guest_starts() {
-    let (node, vmid) = (Node::new(), new_vmid());
-    let mut config = String::new();
-    for disk in 0..4 {
-        let spec = format!("rbd/vm-{vmid}-disk-{disk}");
-        node.lab.rbd(&["create", &spec, "--size", "6G", "--image-feature", "layering,exclusive-lock"]);
-        node.lab.rbd(&["feature", "enable", &spec, "object-map"]);
-        config += &format!("scsi{disk}: ceph-librbd:vm-{vmid}-disk-{disk}\n");
-    }
-    node.vm(vmid, &config);
+    let (node, vmid) = with_invalid_object_maps(4, "6G");
     // 1536 objects each, 3 s as they are reckoned.
     node.write("/etc/rbd-preflight/config.yaml", "rebuild_deadline: 7\n");
     let ran = hook(&node, vmid);
