@@ -4,7 +4,7 @@ use crate::ceph::conf::{Setting, strongest};
 use crate::ceph::defaults::{DefaultFeatures, OPTION};
 use crate::ceph::monitors::{Held, parse_features};
 use crate::pve::connection::Connection;
-use crate::rbd::features::{Change, Features};
+use crate::rbd::features::{Changeable, Features};
 use crate::reading::{Failure, Reading};
 
 /// What every kernel from 5.3 can map, and what PVE turns on for krbd disks anyway; without deep-flatten, which can be
@@ -44,11 +44,11 @@ pub fn parse(text: &str) -> Result<Features, String> {
 
 /// What may be a default.
 fn choice() -> Features {
-    Features::LAYERING | Features::DEEP_FLATTEN | Features::with_change(Change::Both)
+    Features::LAYERING | Features::DEEP_FLATTEN | Features::with_change(Changeable::Both)
 }
 
 fn check(features: Features) -> Result<(), String> {
-    let internal = features & Features::with_change(Change::Internal);
+    let internal = features & Features::with_change(Changeable::Internal);
     if !internal.is_empty() {
         return Err(format!("Ceph sets {internal} itself"));
     }

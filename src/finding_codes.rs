@@ -33,7 +33,7 @@ impl fmt::Display for Severity {
 }
 
 /// What there is to say of one code.
-struct Entry {
+struct FindingRow {
     code: Code,
     name: &'static str,
     severity: Severity,
@@ -51,8 +51,8 @@ macro_rules! codes {
         }
 
         /// Every code, in the order in which they are documented.
-        const TABLE: &[Entry] = &[
-            $(Entry { code: Code::$variant, name: $name, severity: Severity::$severity, summary: $summary, remedy: $remedy },)*
+        const TABLE: &[FindingRow] = &[
+            $(FindingRow { code: Code::$variant, name: $name, severity: Severity::$severity, summary: $summary, remedy: $remedy },)*
         ];
     };
 }
@@ -327,28 +327,28 @@ impl Code {
         TABLE.iter().map(|entry| entry.code)
     }
 
-    fn entry(self) -> &'static Entry {
+    fn row(self) -> &'static FindingRow {
         &TABLE[self as usize]
     }
 
     /// The stable kebab-case name.
     pub fn name(self) -> &'static str {
-        self.entry().name
+        self.row().name
     }
 
     /// How grave it usually is.
     pub fn severity(self) -> Severity {
-        self.entry().severity
+        self.row().severity
     }
 
     /// What it means, in one sentence.
     pub fn summary(self) -> &'static str {
-        self.entry().summary
+        self.row().summary
     }
 
     /// What fixes it, in words.
     pub fn remedy(self) -> &'static str {
-        self.entry().remedy
+        self.row().remedy
     }
 
     /// As a note it is so common that only `--verbose` shows it.

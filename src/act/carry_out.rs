@@ -56,20 +56,20 @@ pub struct Hands<'a> {
 impl Hands<'_> {
     /// Makes changes if a fresh look at their images still asks for them: one, or several maps or unmaps at once. `look` reads
     /// the images anew; `progress` is given what a rebuild says of itself, in percent.
-    pub fn carry_out(
+    pub fn make_all(
         &self,
         batch: &[Action],
         look: &(dyn Fn() -> Result<Survey> + Sync),
         progress: &(dyn Fn(u64) + Sync),
     ) -> Vec<ActionReport> {
-        self.try_carry_out(batch, look, progress).unwrap_or_else(|error| {
+        self.try_make_all(batch, look, progress).unwrap_or_else(|error| {
             let why = error_text(&error);
             let result = if error.is::<Busy>() { ActionResult::Busy { why } } else { withheld(why) };
             batch.iter().map(|action| ActionReport::new(action.clone(), result.clone())).collect()
         })
     }
 
-    fn try_carry_out(
+    fn try_make_all(
         &self,
         batch: &[Action],
         look: &(dyn Fn() -> Result<Survey> + Sync),
@@ -544,7 +544,7 @@ mod tests {
         let time_limit = Duration::from_secs(5);
         let hands =
             Hands { root, vmid: 516, run: &run, rule: &rule, runner: &runner, time_limit, cut: false };
-        let result = hands.carry_out(&[action], &|| Ok(seen()), &|_| ()).remove(0).result;
+        let result = hands.make_all(&[action], &|| Ok(seen()), &|_| ()).remove(0).result;
         (result, runner.1.into_inner().unwrap())
     }
 

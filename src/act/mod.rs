@@ -29,7 +29,7 @@ pub trait World {
     fn observe(&mut self) -> Result<Survey>;
     /// Makes changes, after a fresh look at their images: one change, or several maps or unmaps at once. `history` is
     /// what this run has done so far, which a fresh look must be judged by too.
-    fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport>;
+    fn apply(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport>;
     /// Is told what is wrong, before it is fixed; of each thing once.
     fn found(&mut self, finding: &Finding);
     /// Whether there is time for another change.
@@ -89,7 +89,7 @@ fn carry_out(world: &mut dyn World, planned: Vec<Action>, history: &mut Vec<Acti
         if failures > 0 {
             world.pause(failures);
         }
-        for report in world.carry_out(&batch, history) {
+        for report in world.apply(&batch, history) {
             if !report.done() {
                 stuck.push(report.action.clone());
             }

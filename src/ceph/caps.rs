@@ -224,16 +224,16 @@ fn ask(cluster: &Cluster, user: &str) -> Result<Caps, Failure> {
     parse(&answer).ok_or_else(|| Failure::new(what(), "answer not understood"))
 }
 
-/// One entry of the answer; what else it holds, the key above all, is never looked at.
+/// One user in the answer; what else it holds, the key above all, is never looked at.
 #[derive(Deserialize)]
-struct Entry {
+struct RawUser {
     caps: Caps,
 }
 
 /// The caps in the answer to `auth get`.
 pub fn parse(answer: &[u8]) -> Option<Caps> {
-    let [entry] = <[Entry; 1]>::try_from(serde_json::from_slice::<Vec<Entry>>(answer).ok()?).ok()?;
-    Some(entry.caps)
+    let [user] = <[RawUser; 1]>::try_from(serde_json::from_slice::<Vec<RawUser>>(answer).ok()?).ok()?;
+    Some(user.caps)
 }
 
 /// Finds a user's caps: by the storage's own connection, and if that is refused by client.admin's keyring, which a node

@@ -168,7 +168,7 @@ fn option<T>(cluster: &Cluster, name: &str, parse: impl FnOnce(&str) -> Option<T
 
 /// One entry of either list.
 #[derive(Deserialize)]
-struct Entry {
+struct RawBlocklistEntry {
     addr: Option<String>,
     range: Option<String>,
     until: String,
@@ -178,13 +178,13 @@ struct Entry {
 /// first one only.
 pub fn parse_blocklist(answer: &[u8]) -> Result<Vec<BlocklistEntry>, serde_json::Error> {
     let mut all = Vec::new();
-    for document in serde_json::Deserializer::from_slice(answer).into_iter::<Vec<Entry>>() {
+    for document in serde_json::Deserializer::from_slice(answer).into_iter::<Vec<RawBlocklistEntry>>() {
         all.extend(document?.into_iter().filter_map(entry));
     }
     Ok(all)
 }
 
-fn entry(Entry { addr, range, until }: Entry) -> Option<BlocklistEntry> {
+fn entry(RawBlocklistEntry { addr, range, until }: RawBlocklistEntry) -> Option<BlocklistEntry> {
     let ranged = range.is_some();
     let address = range.or(addr)?;
     let address = address.strip_prefix("cidr:").unwrap_or_else(|| bare_address(&address)).to_owned();

@@ -199,7 +199,7 @@ impl Work {
         prepare()?;
         for ((facts, decision), row) in self.guests.iter().zip(&mut self.report.guests) {
             if let Decision::Change(steps) = decision {
-                carry_out(root, facts, steps, done, row);
+                take_all(root, facts, steps, done, row);
             }
         }
         finish(&mut self.report);
@@ -227,7 +227,7 @@ fn planned(facts: &Facts, decision: &Decision, done: &str) -> Row {
     Row { guest: facts.clone(), outcome, text, commands }
 }
 
-fn carry_out(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut Row) {
+fn take_all(root: &Root, facts: &Facts, steps: &[Step], done: &str, row: &mut Row) {
     let result = steps.iter().try_for_each(|step| take(root, facts, step));
     match result.and_then(|()| verify(root, facts, steps)) {
         Ok(earlier) => {

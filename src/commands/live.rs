@@ -166,7 +166,7 @@ impl World for RealWorld<'_> {
         Ok(survey)
     }
 
-    fn carry_out(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport> {
+    fn apply(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport> {
         self.await_second_look(batch);
         let settings = &self.session.policy.settings;
         let long = batch.iter().any(Action::may_take_long);
@@ -198,7 +198,7 @@ impl World for RealWorld<'_> {
             Ok(Survey { history: history.to_vec(), ..survey })
         };
         let bar = progress_bar(batch);
-        let reports = hands.carry_out(batch, &look, &|percent| bar.set_position(percent));
+        let reports = hands.make_all(batch, &look, &|percent| bar.set_position(percent));
         bar.finish_and_clear();
         let only_mapped = reports.iter().all(|report| report.action.is_map() && report.done());
         self.seen = last.filter(|_| only_mapped).map(|seen| Seen { only_mapped, ..seen });

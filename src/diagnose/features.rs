@@ -5,7 +5,7 @@ use crate::diagnose::image::Image;
 use crate::finding_codes::Code;
 use crate::kernel::version::pve_target;
 use crate::rbd::action::Change;
-use crate::rbd::features::{Change as Changeable, Features};
+use crate::rbd::features::{Changeable, Features};
 use crate::reading::Reading;
 
 /// What only Ceph's own progress fixes; these have codes of their own.

@@ -19,12 +19,12 @@ pub struct Run {
     /// The run that it undid.
     pub undoes: Option<RunId>,
     /// What it changed, in the order in which the changes were begun.
-    pub changes: Vec<Change>,
+    pub changes: Vec<JournaledChange>,
 }
 
-/// One change.
+/// One change, as the journal has it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
+pub struct JournaledChange {
     /// The image.
     pub image: Option<String>,
     /// What was changed, as it was recorded.
@@ -65,7 +65,7 @@ pub struct Filter {
     pub since: Option<u64>,
 }
 
-impl Change {
+impl JournaledChange {
     /// What was changed; `None` where another version of this tool recorded something unknown to this one.
     pub fn action(&self) -> Option<Action> {
         serde_json::from_value(self.recorded.clone()).ok()
@@ -118,8 +118,8 @@ fn begin(record: &Record) -> Run {
 }
 
 /// A change by its first record: the intent, or the outcome where the intent has been rotated away.
-fn change(record: &Record, state: State) -> Change {
-    Change {
+fn change(record: &Record, state: State) -> JournaledChange {
+    JournaledChange {
         image: record.image.clone(),
         recorded: record.action.clone(),
         command: record.command.clone(),
@@ -131,7 +131,7 @@ fn change(record: &Record, state: State) -> Change {
     }
 }
 
-fn end(change: &mut Change, outcome: &Record) {
+fn end(change: &mut JournaledChange, outcome: &Record) {
     change.result = outcome.result.clone();
     change.duration_ms = outcome.duration_ms;
 }
@@ -152,7 +152,7 @@ impl Filter {
     }
 }
 
-fn is_of(change: &Change, spec: &str) -> bool {
+fn is_of(change: &JournaledChange, spec: &str) -> bool {
     let named = |image: &String| image == spec || image.rsplit('/').next() == Some(spec);
     change.image.as_ref().is_some_and(named)
 }
@@ -185,7 +185,7 @@ mod tests {
     type Told = (String, Vec<(u64, State, bool)>);
 
     fn told(records: &[Record], alive: bool) -> Vec<Told> {
-        let change = |c: &Change| (c.at, c.state, c.result.is_null());
+        let change = |c: &JournaledChange| (c.at, c.state, c.result.is_null());
         runs(records, &|_| alive)
             .iter()
             .map(|run| (run.run.0.clone(), run.changes.iter().map(change).collect()))

@@ -347,7 +347,7 @@ impl KernelMessage {
 }
 
 /// A message's pattern, and what it becomes; the pattern has to match all that follows the subject.
-type Rule = (&'static str, fn(&Groups) -> Option<KernelMessage>);
+type Pattern = (&'static str, fn(&Groups) -> Option<KernelMessage>);
 
 /// What a pattern caught.
 struct Groups<'a>(&'a Captures<'a>);
@@ -368,7 +368,7 @@ impl Groups<'_> {
 
 /// What krbd says. Older spellings: up to 5.2 `seems dead, breaking lock` and `failed to unlock`; up to 5.10
 /// `blacklist of … failed`, up to 6.4 `blocklist of … failed` and `failed to acquire exclusive lock`.
-const KRBD: &[Rule] = &[
+const KRBD: &[Pattern] = &[
     (r"image uses unsupported features: 0x([0-9a-f]+)", |g| {
         let features = u64::from_str_radix(&g.text()?, 16).ok()?;
         Some(M::UnsupportedFeatures { features: Features(features) })
@@ -435,7 +435,7 @@ const KRBD: &[Rule] = &[
 ];
 
 /// What libceph says.
-const LIBCEPH: &[Rule] = &[
+const LIBCEPH: &[Pattern] = &[
     (r"mon(\d+) .*session lost.*", |g| Some(M::SessionLost { monitor: g.number(1)? })),
     (r"((?:mon|osd)\d+) .*(?:socket closed|socket error|connect error|missed bytes|wrong peer).*", |g| {
         Some(M::SocketFailed { peer: g.text()? })
@@ -476,7 +476,7 @@ fn blocklist(groups: &Groups) -> Option<KernelMessage> {
 type Compiled = Vec<(Regex, fn(&Groups) -> Option<KernelMessage>)>;
 
 /// A pattern that does not compile is left out; a test sees to it that there is none.
-fn compile(rules: &[Rule]) -> Compiled {
+fn compile(rules: &[Pattern]) -> Compiled {
     rules.iter().filter_map(|(p, make)| Some((Regex::new(&format!("^(?:{p})$")).ok()?, *make))).collect()
 }
 

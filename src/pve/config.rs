@@ -27,7 +27,7 @@ pub struct Section {
     /// The line of its header; 0 for the main section.
     pub line: usize,
     /// Its `key: value` lines in the file's order, doubled keys included.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<KeyValue>,
 }
 
 /// What a section's header makes it.
@@ -47,7 +47,7 @@ pub enum SectionKind {
 
 /// A `key: value` line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct KeyValue {
     /// Its line, counted from 1.
     pub line: usize,
     /// The key.
@@ -76,7 +76,7 @@ enum Line<'a> {
     Delete,
     /// A raw setting of LXC.
     Raw,
-    Entry(&'a [u8], &'a [u8]),
+    KeyValue(&'a [u8], &'a [u8]),
     Unparsable,
 }
 
@@ -118,13 +118,13 @@ impl<'f> Reader<'f> {
             Line::Delete => self.note(number, "PVE drops `delete` outside the pending section", line),
             Line::Unparsable => self.note(number, "PVE drops this line: it is no `key: value`", line),
             Line::Raw => self.raw(number),
-            Line::Entry(key, value) => {
-                self.entry(Entry { line: number, key: lossy(key), value: value.to_vec() })
+            Line::KeyValue(key, value) => {
+                self.entry(KeyValue { line: number, key: lossy(key), value: value.to_vec() })
             }
         }
     }
 
-    fn entry(&mut self, entry: Entry) {
+    fn entry(&mut self, entry: KeyValue) {
         self.lxc_key |= entry.key == "lxc";
         self.snapshots_key |= entry.key == "snapshots" && self.sections.len() == 1;
         if let Some(section) = self.sections.last_mut() {
@@ -213,7 +213,7 @@ fn vm_line(line: &[u8]) -> Line<'_> {
         return Line::Snapstate;
     }
     if let Some(value) = setting(line, b"args") {
-        return Line::Entry(b"args", value);
+        return Line::KeyValue(b"args", value);
     }
     if setting(line, b"delete").is_some() {
         return Line::Delete;
@@ -325,7 +325,7 @@ fn key_and_value<'a>(line: &'a [u8], signs: &[u8]) -> Line<'a> {
     let value = trim_end(trim_start(rest));
     // PVE's regex wants one character: where all are blanks it takes the last
     let value = if value.is_empty() { &rest[rest.len() - 1..] } else { value };
-    Line::Entry(&line[..key], value)
+    Line::KeyValue(&line[..key], value)
 }
 
 #[cfg(test)]

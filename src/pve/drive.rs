@@ -3,7 +3,7 @@
 //! The facts are those of `PVE::QemuServer::Drive` and `PVE::LXC::Config`.
 
 use super::perl::{boolean, excerpt};
-use super::property::{Properties, Rule, Schema, is_size, parse};
+use super::property::{Properties, Schema, ValueType, is_size, parse};
 use super::volume::split_volid;
 use super::words::Dropped;
 
@@ -192,7 +192,7 @@ fn schema(bus: Bus) -> &'static Schema {
 }
 
 /// A group of options.
-type Options = &'static [(&'static str, Rule)];
+type Options = &'static [(&'static str, ValueType)];
 
 static IDE: Schema = drive(&[FILE, IMAGE_FORMAT, SIZE, COMMON, THROTTLE, MODEL, SSD, WWN]);
 static SCSI: Schema =
@@ -210,86 +210,92 @@ const fn drive(groups: &'static [Options]) -> Schema {
 }
 
 const FILE: Options = &[
-    ("file", Rule::Valid(is_volume_or_path, "a volume, a path, none or cdrom")),
-    ("volume", Rule::Alias("file")),
+    ("file", ValueType::Valid(is_volume_or_path, "a volume, a path, none or cdrom")),
+    ("volume", ValueType::Alias("file")),
 ];
-const IMAGE_FORMAT: Options = &[("format", Rule::Enum(&["raw", "qcow", "qed", "qcow2", "vmdk", "cloop"]))];
-const SIZE: Options = &[("size", Rule::Valid(is_size, "a size"))];
+const IMAGE_FORMAT: Options =
+    &[("format", ValueType::Enum(&["raw", "qcow", "qed", "qcow2", "vmdk", "cloop"]))];
+const SIZE: Options = &[("size", ValueType::Valid(is_size, "a size"))];
 const COMMON: Options = &[
-    ("media", Rule::Enum(&["cdrom", "disk"])),
-    ("snapshot", Rule::Boolean),
-    ("cache", Rule::Enum(&["none", "writethrough", "writeback", "unsafe", "directsync"])),
-    ("backup", Rule::Boolean),
-    ("replicate", Rule::Boolean),
-    ("rerror", Rule::Enum(&["ignore", "report", "stop"])),
-    ("werror", Rule::Enum(&["enospc", "ignore", "report", "stop"])),
-    ("aio", Rule::Enum(&["native", "threads", "io_uring"])),
-    ("discard", Rule::Enum(&["ignore", "on"])),
-    ("detect_zeroes", Rule::Boolean),
-    ("serial", Rule::Valid(|text| is_url_encoded(text, 60), "URL-encoded text of up to 60 bytes")),
-    ("shared", Rule::Boolean),
+    ("media", ValueType::Enum(&["cdrom", "disk"])),
+    ("snapshot", ValueType::Boolean),
+    ("cache", ValueType::Enum(&["none", "writethrough", "writeback", "unsafe", "directsync"])),
+    ("backup", ValueType::Boolean),
+    ("replicate", ValueType::Boolean),
+    ("rerror", ValueType::Enum(&["ignore", "report", "stop"])),
+    ("werror", ValueType::Enum(&["enospc", "ignore", "report", "stop"])),
+    ("aio", ValueType::Enum(&["native", "threads", "io_uring"])),
+    ("discard", ValueType::Enum(&["ignore", "on"])),
+    ("detect_zeroes", ValueType::Boolean),
+    ("serial", ValueType::Valid(|text| is_url_encoded(text, 60), "URL-encoded text of up to 60 bytes")),
+    ("shared", ValueType::Boolean),
 ];
-const SECONDS: Rule = Rule::Integer(Some(1.0));
+const SECONDS: ValueType = ValueType::Integer(Some(1.0));
 const THROTTLE: Options = &[
-    ("bps", Rule::Integer(None)),
-    ("bps_rd", Rule::Integer(None)),
-    ("bps_wr", Rule::Integer(None)),
-    ("mbps", Rule::Number),
-    ("mbps_rd", Rule::Number),
-    ("mbps_wr", Rule::Number),
-    ("iops", Rule::Integer(None)),
-    ("iops_rd", Rule::Integer(None)),
-    ("iops_wr", Rule::Integer(None)),
-    ("mbps_max", Rule::Number),
-    ("mbps_rd_max", Rule::Number),
-    ("mbps_wr_max", Rule::Number),
-    ("iops_max", Rule::Integer(None)),
-    ("iops_rd_max", Rule::Integer(None)),
-    ("iops_wr_max", Rule::Integer(None)),
+    ("bps", ValueType::Integer(None)),
+    ("bps_rd", ValueType::Integer(None)),
+    ("bps_wr", ValueType::Integer(None)),
+    ("mbps", ValueType::Number),
+    ("mbps_rd", ValueType::Number),
+    ("mbps_wr", ValueType::Number),
+    ("iops", ValueType::Integer(None)),
+    ("iops_rd", ValueType::Integer(None)),
+    ("iops_wr", ValueType::Integer(None)),
+    ("mbps_max", ValueType::Number),
+    ("mbps_rd_max", ValueType::Number),
+    ("mbps_wr_max", ValueType::Number),
+    ("iops_max", ValueType::Integer(None)),
+    ("iops_rd_max", ValueType::Integer(None)),
+    ("iops_wr_max", ValueType::Integer(None)),
     ("bps_max_length", SECONDS),
     ("bps_rd_max_length", SECONDS),
     ("bps_wr_max_length", SECONDS),
     ("iops_max_length", SECONDS),
     ("iops_rd_max_length", SECONDS),
     ("iops_wr_max_length", SECONDS),
-    ("bps_rd_length", Rule::Alias("bps_rd_max_length")),
-    ("bps_wr_length", Rule::Alias("bps_wr_max_length")),
-    ("iops_rd_length", Rule::Alias("iops_rd_max_length")),
-    ("iops_wr_length", Rule::Alias("iops_wr_max_length")),
+    ("bps_rd_length", ValueType::Alias("bps_rd_max_length")),
+    ("bps_wr_length", ValueType::Alias("bps_wr_max_length")),
+    ("iops_rd_length", ValueType::Alias("iops_rd_max_length")),
+    ("iops_wr_length", ValueType::Alias("iops_wr_max_length")),
 ];
 const MODEL: Options =
-    &[("model", Rule::Valid(|text| is_url_encoded(text, 120), "URL-encoded text of up to 120 bytes"))];
-const SSD: Options = &[("ssd", Rule::Boolean)];
-const WWN: Options = &[("wwn", Rule::Valid(is_wwn, "0x and 16 hexadecimal digits"))];
-const IOTHREAD: Options = &[("iothread", Rule::Boolean)];
-const READ_ONLY: Options = &[("ro", Rule::Boolean)];
+    &[("model", ValueType::Valid(|text| is_url_encoded(text, 120), "URL-encoded text of up to 120 bytes"))];
+const SSD: Options = &[("ssd", ValueType::Boolean)];
+const WWN: Options = &[("wwn", ValueType::Valid(is_wwn, "0x and 16 hexadecimal digits"))];
+const IOTHREAD: Options = &[("iothread", ValueType::Boolean)];
+const READ_ONLY: Options = &[("ro", ValueType::Boolean)];
 const SCSI_ONLY: Options = &[
-    ("product", Rule::Valid(|text| is_inquiry_text(text, 16), "up to 16 letters, digits, blanks, - and _")),
-    ("vendor", Rule::Valid(|text| is_inquiry_text(text, 8), "up to 8 letters, digits, blanks, - and _")),
-    ("queues", Rule::Integer(Some(2.0))),
-    ("scsiblock", Rule::Boolean),
+    (
+        "product",
+        ValueType::Valid(|text| is_inquiry_text(text, 16), "up to 16 letters, digits, blanks, - and _"),
+    ),
+    ("vendor", ValueType::Valid(|text| is_inquiry_text(text, 8), "up to 8 letters, digits, blanks, - and _")),
+    ("queues", ValueType::Integer(Some(2.0))),
+    ("scsiblock", ValueType::Boolean),
 ];
 const EFI_ONLY: Options = &[
-    ("efitype", Rule::Enum(&["2m", "4m"])),
-    ("pre-enrolled-keys", Rule::Boolean),
-    ("ms-cert", Rule::Enum(&["2011", "2023", "2023w", "2023k"])),
+    ("efitype", ValueType::Enum(&["2m", "4m"])),
+    ("pre-enrolled-keys", ValueType::Boolean),
+    ("ms-cert", ValueType::Enum(&["2011", "2023", "2023w", "2023k"])),
 ];
-const TPM_ONLY: Options =
-    &[("format", Rule::Enum(&["raw", "qcow2", "vmdk"])), ("version", Rule::Enum(&["v1.2", "v2.0"]))];
+const TPM_ONLY: Options = &[
+    ("format", ValueType::Enum(&["raw", "qcow2", "vmdk"])),
+    ("version", ValueType::Enum(&["v1.2", "v2.0"])),
+];
 const ROOT: Options = &[
-    ("volume", Rule::Valid(is_mount_text, "a volume or a path without . and ..")),
-    ("acl", Rule::Boolean),
-    ("mountoptions", Rule::Valid(is_mount_options, "mount options joined by semicolons")),
-    ("idmap", Rule::Valid(is_idmap, "passthrough or entries like u:0:100000:65536")),
-    ("ro", Rule::Boolean),
-    ("quota", Rule::Boolean),
-    ("replicate", Rule::Boolean),
-    ("shared", Rule::Boolean),
+    ("volume", ValueType::Valid(is_mount_text, "a volume or a path without . and ..")),
+    ("acl", ValueType::Boolean),
+    ("mountoptions", ValueType::Valid(is_mount_options, "mount options joined by semicolons")),
+    ("idmap", ValueType::Valid(is_idmap, "passthrough or entries like u:0:100000:65536")),
+    ("ro", ValueType::Boolean),
+    ("quota", ValueType::Boolean),
+    ("replicate", ValueType::Boolean),
+    ("shared", ValueType::Boolean),
 ];
 const MOUNT_ONLY: Options = &[
-    ("backup", Rule::Boolean),
-    ("mp", Rule::Valid(is_mount_text, "a path without . and ..")),
-    ("keepattrs", Rule::Boolean),
+    ("backup", ValueType::Boolean),
+    ("mp", ValueType::Valid(is_mount_text, "a path without . and ..")),
+    ("keepattrs", ValueType::Boolean),
 ];
 
 /// The format `pve-volume-id-or-qm-path`.

@@ -1,11 +1,11 @@
 //! A guest and its RBD disks, as its config and storage.cfg describe them.
 
-use super::config::{self, Entry, Section};
+use super::config::{self, KeyValue, Section};
 use super::drive::{self, Bus, Drive, Key, container_key, vm_key};
 use super::hosts::is_dns_name;
 use super::node::GuestFile;
 use super::perl::{boolean, excerpt, is_true, lossy};
-use super::property::{self, Rule, Schema};
+use super::property::{self, Schema, ValueType};
 use super::storage::StorageConfig;
 use super::volume::{content_type, is_cloudinit, rbd_name, split_volid};
 use super::words::{Dropped, Kind, Note};
@@ -414,7 +414,7 @@ fn volume_lines(kind: Kind, main: &Section) -> Vec<VolumeLine<'_>> {
 }
 
 /// A volume line, and whether it takes the place of an earlier one of its key.
-fn volume_line(kind: Kind, entry: &Entry, bus: Bus, order: u32) -> (VolumeLine<'_>, bool) {
+fn volume_line(kind: Kind, entry: &KeyValue, bus: Bus, order: u32) -> (VolumeLine<'_>, bool) {
     let mut drive = drive::read(bus, &entry.value);
     let takes_place = kind == Kind::Lxc || drive.rejected.is_none();
     let trouble = drive.rejected.take().or_else(|| drive.unusable.take()).map(Trouble::Dropped);
@@ -422,7 +422,7 @@ fn volume_line(kind: Kind, entry: &Entry, bus: Bus, order: u32) -> (VolumeLine<'
     (VolumeLine { order, number: entry.line, key, bus, drive, trouble }, takes_place)
 }
 
-fn no_slot(entry: &Entry, bus: Bus, order: u32) -> VolumeLine<'_> {
+fn no_slot(entry: &KeyValue, bus: Bus, order: u32) -> VolumeLine<'_> {
     let why = format!("PVE 9.2 has no {}", excerpt(entry.key.as_bytes()));
     let trouble = Some(Trouble::Dropped(Dropped { why, unknown_option: false }));
     let drive = drive::read(bus, &entry.value);
@@ -454,8 +454,8 @@ fn settings(guest: &mut Guest, main: &Section) {
 
 /// `user=local:snippets/u.yaml,network=…` (`PVE::QemuServer`, `$cicustom_fmt`); `None` where PVE drops the line.
 fn cicustom(value: &[u8]) -> Option<BTreeMap<String, String>> {
-    const VOLUME: Rule = Rule::Valid(|value| split_volid(value).is_some(), "a volume");
-    const PARTS: &[(&str, Rule)] =
+    const VOLUME: ValueType = ValueType::Valid(|value| split_volid(value).is_some(), "a volume");
+    const PARTS: &[(&str, ValueType)] =
         &[("meta", VOLUME), ("network", VOLUME), ("user", VOLUME), ("vendor", VOLUME)];
     let schema = Schema { default_key: "", groups: &[PARTS], required: &[] };
     let found = property::parse(&schema, value);

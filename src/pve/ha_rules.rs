@@ -15,16 +15,16 @@ use std::io::ErrorKind;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Resources that may only be on some nodes.
-    confined: Vec<Rule>,
+    confined: Vec<Placement>,
     /// Resources of which no two may be on one node; no nodes are named.
-    apart: Vec<Rule>,
+    apart: Vec<Placement>,
     /// The resources that are to run, and are on a node therefore.
     started: BTreeSet<String>,
 }
 
 /// A rule or a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Rule {
+struct Placement {
     /// What it is called in a sentence: `the rule web-apart`.
     name: String,
     resources: BTreeSet<String>,
@@ -56,18 +56,18 @@ impl Rules {
             rule.list("resources").iter().all(|sid| placed.iter().filter(|other| *other == sid).count() == 1)
         };
         let strict = active("node-affinity").filter(|rule| rule.is_set("strict")).filter(once);
-        let mut confined: Vec<Rule> = strict.map(|rule| Rule::of("rule", rule)).collect();
+        let mut confined: Vec<Placement> = strict.map(|rule| Placement::of("rule", rule)).collect();
         for group in sections(groups).iter().filter(|group| group.is_set("restricted")) {
             let members = resources.iter().filter(|resource| resource.get("group") == Some(&group.id));
             let resources = members.map(sid).collect();
-            confined.push(Rule { resources, ..Rule::of("group", group) });
+            confined.push(Placement { resources, ..Placement::of("group", group) });
         }
         let negative = active("resource-affinity").filter(|rule| rule.get("affinity") == Some("negative"));
         let to_run =
             |resource: &&Section| matches!(resource.get("state"), None | Some("started" | "enabled"));
         Self {
             confined,
-            apart: negative.map(|rule| Rule::of("rule", rule)).collect(),
+            apart: negative.map(|rule| Placement::of("rule", rule)).collect(),
             started: resources.iter().filter(to_run).map(sid).collect(),
         }
     }
@@ -75,7 +75,7 @@ impl Rules {
     /// Why the manager does not start a resource (`vm:100`) on a node, as things are: `at` is the node of each guest.
     /// Empty where it may.
     pub fn forbid(&self, sid: &str, node: &str, at: &BTreeMap<String, String>) -> Vec<String> {
-        let here = |rule: &&Rule| rule.resources.contains(sid);
+        let here = |rule: &&Placement| rule.resources.contains(sid);
         let confined = self.confined.iter().filter(here).filter(|rule| !rule.nodes.contains(node));
         let confined = confined.map(|rule| {
             let nodes: Vec<&str> = rule.nodes.iter().map(String::as_str).collect();
@@ -94,7 +94,7 @@ impl Rules {
     }
 }
 
-impl Rule {
+impl Placement {
     fn of(word: &str, section: &Section) -> Self {
         // `pve2:10` is a node and its priority.
         let node = |entry: String| entry.split(':').next().unwrap_or_default().to_owned();

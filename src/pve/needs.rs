@@ -157,7 +157,7 @@ pub fn needs(
 }
 
 /// Of doubled keys the last line.
-fn last_of_each(main: &Section) -> impl Iterator<Item = &config::Entry> {
+fn last_of_each(main: &Section) -> impl Iterator<Item = &config::KeyValue> {
     let last: BTreeMap<&str, usize> =
         main.entries.iter().enumerate().map(|(index, entry)| (entry.key.as_str(), index)).collect();
     let entries = main.entries.iter().enumerate();
@@ -234,14 +234,14 @@ pub struct Place {
     /// Its USB devices: `VENDOR:DEVICE` by port, `1-2.1`.
     pub usb: Reading<BTreeMap<String, String>>,
     /// What is mapped on it: of each name the entries for this node.
-    pub mapped: BTreeMap<Mapping, Reading<BTreeMap<String, Vec<Entry>>>>,
+    pub mapped: BTreeMap<Mapping, Reading<BTreeMap<String, Vec<MappingEntry>>>>,
     /// The guests that are replicated to it.
     pub replicas: BTreeSet<u32>,
 }
 
 /// A mapping's entry for one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct MappingEntry {
     /// Where the device or directory is; empty where only `id` says which one it is.
     pub path: String,
     /// `VENDOR:DEVICE` in small letters.
@@ -317,10 +317,10 @@ fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
 }
 
 /// `map node=pve1,path=0000:01:00.0,id=10de:1eb8`: of each name the entries for a node.
-fn entries(text: &str, node: &str) -> BTreeMap<String, Vec<Entry>> {
+fn entries(text: &str, node: &str) -> BTreeMap<String, Vec<MappingEntry>> {
     let of = |section: super::sections::Section| {
         let here = section.all("map").filter(|map| option(map, "node") == Some(node));
-        let entries = here.map(|map| Entry {
+        let entries = here.map(|map| MappingEntry {
             path: option(map, "path").unwrap_or_default().to_lowercase(),
             id: option(map, "id").map(|id| id.replace("0x", "").to_lowercase()),
         });
@@ -451,7 +451,7 @@ impl Judge<'_> {
     }
 
     /// Proxmox VE looks whether each entry still is what it was when it was made.
-    fn entry(&self, kind: Mapping, id: &str, entry: &Entry) -> Lacking {
+    fn entry(&self, kind: Mapping, id: &str, entry: &MappingEntry) -> Lacking {
         let changed = |seen: &str| {
             let said = entry.id.as_deref()?;
             let text = format!("the {} mapping '{id}' is for {said}, and there is {seen}", kind.word());
@@ -664,7 +664,7 @@ mod tests {
         assert_eq!(place.networks, Reading::Known(["vmbr3".to_owned()].into()));
         assert_eq!(place.pci, known([("0000:01:00.0", "10de:1eb8".to_owned())]));
         assert_eq!(place.usb, known([("1-2", "0529:0001".to_owned())]));
-        let entry = Entry { path: "0000:01:00.0".to_owned(), id: Some("10de:1eb8".to_owned()) };
+        let entry = MappingEntry { path: "0000:01:00.0".to_owned(), id: Some("10de:1eb8".to_owned()) };
         assert_eq!(place.mapped[&Mapping::Pci], known([("gpu", vec![entry])]));
         assert_eq!(place.replicas, [100].into());
         std::fs::write(root.path("/etc/pve/mapping/usb.cfg"), [0xff, 0xfe]).unwrap();

@@ -27,10 +27,10 @@ pub fn members(root: &Root) -> Result<BTreeMap<String, Member>, Failure> {
     #[derive(Deserialize)]
     struct File {
         #[serde(default)]
-        nodelist: BTreeMap<String, Entry>,
+        nodelist: BTreeMap<String, RawMember>,
     }
     #[derive(Deserialize)]
-    struct Entry {
+    struct RawMember {
         #[serde(default)]
         online: u8,
         ip: Option<String>,
@@ -43,9 +43,11 @@ pub fn members(root: &Root) -> Result<BTreeMap<String, Member>, Failure> {
     };
     let file: File = serde_json::from_slice(&text)
         .map_err(|error| Failure::new(format!("read {FILE}"), format!("not pmxcfs's JSON: {error}")))?;
-    let member =
-        |entry: Entry| Member { online: entry.online == 1, address: entry.ip.and_then(|ip| ip.parse().ok()) };
-    Ok(file.nodelist.into_iter().map(|(node, entry)| (node, member(entry))).collect())
+    let member = |member: RawMember| Member {
+        online: member.online == 1,
+        address: member.ip.and_then(|ip| ip.parse().ok()),
+    };
+    Ok(file.nodelist.into_iter().map(|(node, raw)| (node, member(raw))).collect())
 }
 
 /// `ssh` as Proxmox VE calls it (`ssh_info_to_command`), to run `words` on a node, for at most `limit`. Nothing in `words`

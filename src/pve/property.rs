@@ -11,14 +11,14 @@ pub(crate) struct Schema {
     /// The option that a part without `=` is for.
     pub default_key: &'static str,
     /// All options, in groups that several schemas share.
-    pub groups: &'static [&'static [(&'static str, Rule)]],
+    pub groups: &'static [&'static [(&'static str, ValueType)]],
     /// Options that must be there.
     pub required: &'static [&'static str],
 }
 
 /// What a value may be.
 #[derive(Clone, Copy)]
-pub(crate) enum Rule {
+pub(crate) enum ValueType {
     /// Another name of an option.
     Alias(&'static str),
     /// `1`, `on`, `yes`, `true` or the contrary.
@@ -34,7 +34,7 @@ pub(crate) enum Rule {
 }
 
 impl Schema {
-    fn rule(&self, key: &[u8]) -> Option<(&'static str, Rule)> {
+    fn option(&self, key: &[u8]) -> Option<(&'static str, ValueType)> {
         let mut all = self.groups.iter().flat_map(|group| group.iter());
         all.find(|(name, _)| name.as_bytes() == key).copied()
     }
@@ -103,8 +103,8 @@ pub(crate) fn parse<'v>(schema: &Schema, text: &'v [u8]) -> Properties<'v> {
         }
     }
     for (key, value) in found.values.clone() {
-        if let Some((_, rule)) = schema.rule(key.as_bytes()).filter(|(_, rule)| !accepts(*rule, value)) {
-            found.complain(|| format!("{key}={} is not {}", excerpt(value), wanted(rule)));
+        if let Some((_, of)) = schema.option(key.as_bytes()).filter(|(_, of)| !accepts(*of, value)) {
+            found.complain(|| format!("{key}={} is not {}", excerpt(value), wanted(of)));
         }
     }
     found
@@ -125,9 +125,9 @@ fn option<'v>(
     key: &'v [u8],
     value: &'v [u8],
 ) {
-    let target = match schema.rule(key) {
-        Some((_, Rule::Alias(target))) => target,
-        Some((name, Rule::Boolean)) => {
+    let target = match schema.option(key) {
+        Some((_, ValueType::Alias(target))) => target,
+        Some((name, ValueType::Boolean)) => {
             let value = boolean(value).map_or(value, |yes| if yes { b"1" } else { b"0" });
             return once(found, name, value);
         }
@@ -152,26 +152,26 @@ fn once<'v>(found: &mut Properties<'v>, key: &'static str, value: &'v [u8]) {
 }
 
 /// `PVE::JSONSchema::check_prop` for one value.
-fn accepts(rule: Rule, value: &[u8]) -> bool {
-    match rule {
-        Rule::Alias(_) => true,
-        Rule::Boolean => matches!(value, b"0" | b"1"),
-        Rule::Integer(least) => is_integer(value) && least.is_none_or(|least| number(value) >= least),
-        Rule::Number => is_number(value),
-        Rule::Enum(words) => words.iter().any(|word| word.as_bytes() == value),
-        Rule::Valid(valid, _) => valid(value),
+fn accepts(of: ValueType, value: &[u8]) -> bool {
+    match of {
+        ValueType::Alias(_) => true,
+        ValueType::Boolean => matches!(value, b"0" | b"1"),
+        ValueType::Integer(least) => is_integer(value) && least.is_none_or(|least| number(value) >= least),
+        ValueType::Number => is_number(value),
+        ValueType::Enum(words) => words.iter().any(|word| word.as_bytes() == value),
+        ValueType::Valid(valid, _) => valid(value),
     }
 }
 
-fn wanted(rule: Rule) -> String {
-    match rule {
-        Rule::Alias(option) => option.to_owned(),
-        Rule::Boolean => "a boolean".to_owned(),
-        Rule::Integer(None) => "an integer".to_owned(),
-        Rule::Integer(Some(least)) => format!("an integer from {least} on"),
-        Rule::Number => "a number".to_owned(),
-        Rule::Enum(words) => format!("one of {}", words.join(", ")),
-        Rule::Valid(_, words) => words.to_owned(),
+fn wanted(of: ValueType) -> String {
+    match of {
+        ValueType::Alias(option) => option.to_owned(),
+        ValueType::Boolean => "a boolean".to_owned(),
+        ValueType::Integer(None) => "an integer".to_owned(),
+        ValueType::Integer(Some(least)) => format!("an integer from {least} on"),
+        ValueType::Number => "a number".to_owned(),
+        ValueType::Enum(words) => format!("one of {}", words.join(", ")),
+        ValueType::Valid(_, words) => words.to_owned(),
     }
 }
 
@@ -233,11 +233,11 @@ mod tests {
     const SCHEMA: Schema = Schema {
         default_key: "file",
         groups: &[&[
-            ("file", Rule::Valid(|_| true, "a volume")),
-            ("volume", Rule::Alias("file")),
-            ("on", Rule::Boolean),
-            ("count", Rule::Integer(Some(2.0))),
-            ("size", Rule::Valid(is_size, "a size")),
+            ("file", ValueType::Valid(|_| true, "a volume")),
+            ("volume", ValueType::Alias("file")),
+            ("on", ValueType::Boolean),
+            ("count", ValueType::Integer(Some(2.0))),
+            ("size", ValueType::Valid(is_size, "a size")),
         ]],
         required: &["file"],
     };

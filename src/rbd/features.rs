@@ -10,7 +10,7 @@ pub struct Features(pub u64);
 
 /// How a feature may be changed on an existing image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum Changeable {
     /// Set at creation for good.
     Never,
     /// Can be taken away, never given back.
@@ -25,27 +25,27 @@ pub enum Change {
 struct Named {
     bit: Features,
     name: &'static str,
-    change: Change,
+    change: Changeable,
 }
 
-const fn named(bit: Features, name: &'static str, change: Change) -> Named {
+const fn named(bit: Features, name: &'static str, change: Changeable) -> Named {
     Named { bit, name, change }
 }
 
 /// Every feature that Ceph 20 knows, by bit.
 const TABLE: [Named; 12] = [
-    named(Features::LAYERING, "layering", Change::Never),
-    named(Features::STRIPING, "striping", Change::Never),
-    named(Features::EXCLUSIVE_LOCK, "exclusive-lock", Change::Both),
-    named(Features::OBJECT_MAP, "object-map", Change::Both),
-    named(Features::FAST_DIFF, "fast-diff", Change::Both),
-    named(Features::DEEP_FLATTEN, "deep-flatten", Change::DisableOnly),
-    named(Features::JOURNALING, "journaling", Change::Both),
-    named(Features::DATA_POOL, "data-pool", Change::Never),
-    named(Features::OPERATIONS, "operations", Change::Internal),
-    named(Features::MIGRATING, "migrating", Change::Internal),
-    named(Features::NON_PRIMARY, "non-primary", Change::Internal),
-    named(Features::DIRTY_CACHE, "dirty-cache", Change::Internal),
+    named(Features::LAYERING, "layering", Changeable::Never),
+    named(Features::STRIPING, "striping", Changeable::Never),
+    named(Features::EXCLUSIVE_LOCK, "exclusive-lock", Changeable::Both),
+    named(Features::OBJECT_MAP, "object-map", Changeable::Both),
+    named(Features::FAST_DIFF, "fast-diff", Changeable::Both),
+    named(Features::DEEP_FLATTEN, "deep-flatten", Changeable::DisableOnly),
+    named(Features::JOURNALING, "journaling", Changeable::Both),
+    named(Features::DATA_POOL, "data-pool", Changeable::Never),
+    named(Features::OPERATIONS, "operations", Changeable::Internal),
+    named(Features::MIGRATING, "migrating", Changeable::Internal),
+    named(Features::NON_PRIMARY, "non-primary", Changeable::Internal),
+    named(Features::DIRTY_CACHE, "dirty-cache", Changeable::Internal),
 ];
 
 impl Features {
@@ -126,7 +126,7 @@ impl Features {
     }
 
     /// The features whose change is of this kind.
-    pub fn with_change(change: Change) -> Self {
+    pub fn with_change(change: Changeable) -> Self {
         TABLE.iter().filter(|n| n.change == change).fold(Self::NONE, |all, n| all | n.bit)
     }
 
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn layering_can_never_be_changed_and_deep_flatten_never_be_given_back() {
-        assert!(Features::with_change(Change::Never).contains(Features::LAYERING));
-        assert_eq!(Features::with_change(Change::DisableOnly), Features::DEEP_FLATTEN);
+        assert!(Features::with_change(Changeable::Never).contains(Features::LAYERING));
+        assert_eq!(Features::with_change(Changeable::DisableOnly), Features::DEEP_FLATTEN);
     }
 }

@@ -1,6 +1,6 @@
 //! What was changed, by run: text for people, JSON for programs.
 
-use crate::journal::runs::{Change, Run, State};
+use crate::journal::runs::{JournaledChange, Run, State};
 use crate::rbd::action::ActionReport;
 use crate::report::json::SCHEMA;
 use crate::report::text;
@@ -25,7 +25,7 @@ fn block(run: &Run) -> String {
 }
 
 /// A change in words, and what came of it.
-fn line(change: &Change) -> String {
+fn line(change: &JournaledChange) -> String {
     let command = change.command.as_deref().unwrap_or("a change unknown to this version");
     let Some(action) = change.action() else { return plain(&format!("{}: {command}", state(change))) };
     let what = action.describe();
@@ -35,7 +35,7 @@ fn line(change: &Change) -> String {
     }
 }
 
-fn state(change: &Change) -> String {
+fn state(change: &JournaledChange) -> String {
     match change.state {
         State::Ended if change.result["result"] == "done" => "done".to_owned(),
         State::Ended => format!("ended ({})", change.result),
@@ -61,7 +61,7 @@ fn run_json(run: &Run) -> Value {
 
 /// `change` and `result` are objects as in the journal: `{"change": "enable-features", "features": [...]}` and
 /// `{"result": "failed", "errno": 22, "message": ...}`; a change without an outcome has null for a result.
-fn change_json(change: &Change) -> Value {
+fn change_json(change: &JournaledChange) -> Value {
     let mut changed = change.recorded.clone();
     // Which image it is and how it is reached is told by `image`, `fsid`, `image_id` and `command`.
     let target = changed.as_object_mut().and_then(|fields| fields.remove("target")).unwrap_or_default();

@@ -8,7 +8,7 @@ pub mod policy;
 
 use crate::finding_codes::Code;
 use crate::kernel::version::{PveTarget, pve_target};
-use crate::rbd::features::{Change, Features};
+use crate::rbd::features::{Changeable, Features};
 use crate::sys::root::Root;
 use anyhow::{Context, Result, bail};
 use serde::de::{self, MapAccess, SeqAccess, Unexpected, Visitor};
@@ -407,7 +407,7 @@ impl Wanted {
 
 /// The feature of this name, if an image of krbd can be given it.
 fn changeable(name: &str) -> Result<Features, String> {
-    let both = Features::with_change(Change::Both) - Features::JOURNALING;
+    let both = Features::with_change(Changeable::Both) - Features::JOURNALING;
     let refuse = |why: &str| Err(format!("{name} cannot be wanted: {why}; possible are {both}"));
     let feature = match Features::from_name(name) {
         Some(feature) if !name.starts_with("0x") => feature,
@@ -423,7 +423,9 @@ fn changeable(name: &str) -> Result<Features, String> {
         Features::DEEP_FLATTEN => {
             refuse("it cannot be turned on after an image's creation, and is left as it is")
         }
-        f if Features::with_change(Change::Internal).contains(f) => refuse("Ceph sets and clears it itself"),
+        f if Features::with_change(Changeable::Internal).contains(f) => {
+            refuse("Ceph sets and clears it itself")
+        }
         _ => refuse("it is set for good when an image is created"),
     }
 }

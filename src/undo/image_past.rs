@@ -1,8 +1,8 @@
 //! What a run did to the features of one image, by its journal.
 
-use crate::journal::runs::{Change, Run};
-use crate::rbd::action::{Action, ActionResult, Change as Made, Target};
-use crate::rbd::features::{Change as Changeable, Features};
+use crate::journal::runs::{JournaledChange, Run};
+use crate::rbd::action::{Action, ActionResult, Change, Target};
+use crate::rbd::features::{Changeable, Features};
 use nix::errno::Errno;
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ enum Came {
 }
 
 /// A change is made if its outcome says so. One that timed out, or has no outcome, may have been made.
-fn came(change: &Change) -> Came {
+fn came(change: &JournaledChange) -> Came {
     match change.outcome() {
         Some(ActionResult::Done { .. }) => Came::Made,
         Some(ActionResult::Failed { errno, .. })
@@ -76,7 +76,7 @@ impl Past {
         }
     }
 
-    fn add(&mut self, change: &Change, action: Option<Action>) {
+    fn add(&mut self, change: &JournaledChange, action: Option<Action>) {
         let Some(action) = action else {
             self.unknown = Some("that run changed it in a way that this version does not know".to_owned());
             return;
@@ -87,17 +87,17 @@ impl Past {
             return;
         }
         match action.change {
-            Made::EnableFeatures { features } => self.add_features(change, features, true, came),
-            Made::DisableFeatures { features } => self.add_features(change, features, false, came),
-            Made::BreakLock { owner } => self.remark(format!(
+            Change::EnableFeatures { features } => self.add_features(change, features, true, came),
+            Change::DisableFeatures { features } => self.add_features(change, features, false, came),
+            Change::BreakLock { owner } => self.remark(format!(
                 "the lock that {} left behind was broken: its owner is gone, so there is nothing to give back",
                 owner.client
             )),
-            Made::RebuildObjectMap { .. } => {
+            Change::RebuildObjectMap { .. } => {
                 self.remark("its object map was rebuilt, which needs no undoing".to_owned());
             }
-            Made::Map { .. } => self.remark("it was mapped: it is unmapped when its guest stops".to_owned()),
-            Made::Unmap { .. } => self.remark("a leftover mapping was unmapped: a start maps it anew".to_owned()),
+            Change::Map { .. } => self.remark("it was mapped: it is unmapped when its guest stops".to_owned()),
+            Change::Unmap { .. } => self.remark("a leftover mapping was unmapped: a start maps it anew".to_owned()),
         }
     }
 
@@ -107,7 +107,7 @@ impl Past {
         }
     }
 
-    fn add_features(&mut self, change: &Change, features: Features, on: bool, came: Came) {
+    fn add_features(&mut self, change: &JournaledChange, features: Features, on: bool, came: Came) {
         let Some(stood) = features_before(&change.before) else {
             self.unknown = Some("the journal does not say which features it had before that run".to_owned());
             return;

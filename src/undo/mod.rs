@@ -6,11 +6,11 @@ use crate::ceph::image::ImageReading;
 use crate::diagnose::features::rebuilds;
 use crate::diagnose::image::Image;
 use crate::journal::RunId;
-use crate::journal::runs::{Change, Run};
+use crate::journal::runs::{JournaledChange, Run};
 use crate::observe::survey::{DiskFacts, Survey};
 use crate::plan::rule::Rule;
-use crate::rbd::action::{Action, Change as Made, Target};
-use crate::rbd::features::{Change as Changeable, Features};
+use crate::rbd::action::{Action, Change, Target};
+use crate::rbd::features::{Changeable, Features};
 use crate::rbd::identity::Same;
 use crate::settings::policy::Policy;
 use image_past::Past;
@@ -189,7 +189,7 @@ impl Undo<'_> {
             .filter(|(features, _)| !features.is_empty())
             .map(|(features, how)| format!("{features} turned {how}"))
             .collect();
-        let of_image = |change: &Change| {
+        let of_image = |change: &JournaledChange| {
             past.is_of(change.image.as_deref().unwrap_or_default(), change.action().as_ref())
         };
         let later =
@@ -219,15 +219,15 @@ fn unread(survey: &Survey, disk: &DiskFacts) -> String {
 
 /// What leads from the image's features to `target`, in an order that Ceph takes: what depends on a feature goes
 /// before it and comes after it, so all that goes goes first.
-fn changes(image: &Image, past: &Past, target: Features) -> Vec<Made> {
+fn changes(image: &Image, past: &Past, target: Features) -> Vec<Change> {
     let present = image.facts.features;
     let (goes, comes) = ((present - target) & past.touched, (target - present) & past.touched);
     let mut changes = Vec::new();
     if !goes.is_empty() {
-        changes.push(Made::DisableFeatures { features: goes });
+        changes.push(Change::DisableFeatures { features: goes });
     }
     if !comes.is_empty() {
-        changes.push(Made::EnableFeatures { features: comes });
+        changes.push(Change::EnableFeatures { features: comes });
     }
     if comes.contains(Features::OBJECT_MAP) {
         changes.extend(rebuilds(image, |_| true));
@@ -239,10 +239,10 @@ fn changes(image: &Image, past: &Past, target: Features) -> Vec<Made> {
 }
 
 /// The settings let these changes be made.
-fn allowed(image: &Image, changes: &[Made]) -> bool {
+fn allowed(image: &Image, changes: &[Change]) -> bool {
     let may = image.settings.change;
     changes.iter().all(|change| match change {
-        Made::DisableFeatures { features } | Made::EnableFeatures { features } => {
+        Change::DisableFeatures { features } | Change::EnableFeatures { features } => {
             (may.journaling || !features.contains(Features::JOURNALING))
                 && (may.features || (*features - Features::JOURNALING).is_empty())
         }

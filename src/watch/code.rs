@@ -37,7 +37,7 @@ pub enum Code {
 }
 
 /// What there is to say of a code.
-struct Entry {
+struct TroubleRow {
     name: &'static str,
     gravity: Gravity,
     /// systemd's `MESSAGE_ID`: for this code only, and for ever.
@@ -63,37 +63,37 @@ impl Code {
 
     /// Its name.
     pub fn name(self) -> &'static str {
-        self.entry().name
+        self.row().name
     }
 
     /// How grave it is.
     pub fn gravity(self) -> Gravity {
-        self.entry().gravity
+        self.row().gravity
     }
 
     /// Its `MESSAGE_ID` in systemd's journal: `journalctl MESSAGE_ID=…`.
     pub fn message_id(self) -> &'static str {
-        self.entry().message_id
+        self.row().message_id
     }
 
     /// What it means.
     pub fn meaning(self) -> &'static str {
-        self.entry().meaning
+        self.row().meaning
     }
 
     /// What its end means.
     pub fn over(self) -> &'static str {
-        self.entry().over
+        self.row().over
     }
 
     /// What to do.
     pub fn remedy(self) -> &'static str {
-        self.entry().remedy
+        self.row().remedy
     }
 
-    fn entry(self) -> Entry {
+    fn row(self) -> TroubleRow {
         match self {
-            Self::DiskDead => Entry {
+            Self::DiskDead => TroubleRow {
                 name: "disk-dead",
                 gravity: Gravity::Error,
                 message_id: "8c436e91536044948fd85a086198a1f0",
@@ -101,7 +101,7 @@ impl Code {
                 over: "the disk is no longer used through that client",
                 remedy: "shut the guest down and start it again; `rbd-preflight check VMID` says what its start needs",
             },
-            Self::ClientDead => Entry {
+            Self::ClientDead => TroubleRow {
                 name: "client-dead",
                 gravity: Gravity::Error,
                 message_id: "8e01b9b83b334bf186470ef391d0de9d",
@@ -109,7 +109,7 @@ impl Code {
                 over: "nothing that is watched is mapped through that client any more",
                 remedy: "shut down the guests named and start them again; `rbd-preflight check VMID` says what a start needs",
             },
-            Self::NodeFenced => Entry {
+            Self::NodeFenced => TroubleRow {
                 name: "node-fenced",
                 gravity: Gravity::Error,
                 message_id: "75450f8880684268a1e42b80c27a22d8",
@@ -117,7 +117,7 @@ impl Code {
                 over: "the entry is gone, or no guest that runs here has a disk there",
                 remedy: "find out who fenced the node, and why, before anything is started here; the entry is never removed by rbd-preflight",
             },
-            Self::IoErrors => Entry {
+            Self::IoErrors => TroubleRow {
                 name: "io-errors",
                 gravity: Gravity::Error,
                 message_id: "5a31408741ac4bca85c193c5da3f03fb",
@@ -125,7 +125,7 @@ impl Code {
                 over: "no further error for five minutes, or the device is gone",
                 remedy: "look at the guest's file systems; `rbd-preflight check VMID` and `ceph health detail` for the cause",
             },
-            Self::WatchLost => Entry {
+            Self::WatchLost => TroubleRow {
                 name: "watch-lost",
                 gravity: Gravity::Warning,
                 message_id: "98888560600746bbb3b2e32eefa6676e",
@@ -133,7 +133,7 @@ impl Code {
                 over: "the image is watched again, or no longer used here",
                 remedy: "`rbd-preflight check VMID`; make sure that the guest runs nowhere else, then shut it down and start it again",
             },
-            Self::ClusterSilent => Entry {
+            Self::ClusterSilent => TroubleRow {
                 name: "cluster-silent",
                 gravity: Gravity::Warning,
                 message_id: "5fc66977e3e04753b77cf920c7bdda14",
@@ -141,7 +141,7 @@ impl Code {
                 over: "the cluster answers again, or no guest that runs here has a disk there",
                 remedy: "the monitors, and the network to them: `ceph -s` on another node",
             },
-            Self::PveUnreadable => Entry {
+            Self::PveUnreadable => TroubleRow {
                 name: "pve-unreadable",
                 gravity: Gravity::Warning,
                 message_id: "2304179d285b48138f91ada052e8330a",
@@ -149,7 +149,7 @@ impl Code {
                 over: "the files can be read again",
                 remedy: "`systemctl status pve-cluster`, or the settings file that is named",
             },
-            Self::CannotLook => Entry {
+            Self::CannotLook => TroubleRow {
                 name: "cannot-look",
                 gravity: Gravity::Warning,
                 message_id: "bc1a96fa817d47aebd56f2e456ba838a",
@@ -157,7 +157,7 @@ impl Code {
                 over: "it can be looked at again, or need not be",
                 remedy: "what is named; `rbd-preflight doctor`",
             },
-            Self::BlocklistEntry => Entry {
+            Self::BlocklistEntry => TroubleRow {
                 name: "blocklist-entry",
                 gravity: Gravity::Notice,
                 message_id: "88b9437b80d3478b9e04e0abefa0bb52",

@@ -1,7 +1,7 @@
 //! A small model of what Ceph does to an image: features, object map flags, the lock. `tests/space.rs` thinks with it,
 //! `tests/ceph/sequences.rs` compares it with the real Ceph.
 
-use rbd_preflight::rbd::features::{Change, Features};
+use rbd_preflight::rbd::features::{Changeable, Features};
 
 /// Success.
 pub const OK: i32 = 0;
@@ -149,7 +149,7 @@ impl Image {
     /// `rbd feature enable`: object-map and fast-diff come together, and both need exclusive-lock.
     pub fn enable(&mut self, asked: Features) -> i32 {
         let features = paired(asked);
-        if !Features::with_change(Change::Both).contains(asked) || asked.is_empty() {
+        if !Features::with_change(Changeable::Both).contains(asked) || asked.is_empty() {
             return EINVAL;
         }
         if self.features.intersects(asked) {
@@ -175,7 +175,7 @@ impl Image {
     /// `rbd feature disable`: object-map and fast-diff go together, exclusive-lock only with all that needs it.
     pub fn disable(&mut self, asked: Features) -> i32 {
         let features = paired(asked);
-        let can_go = Features::with_change(Change::Both) | Features::with_change(Change::DisableOnly);
+        let can_go = Features::with_change(Changeable::Both) | Features::with_change(Changeable::DisableOnly);
         if !can_go.contains(asked) || asked.is_empty() {
             return EINVAL;
         }

@@ -95,7 +95,7 @@ fn has_quorum(node: &Node<'_>) -> Result<()> {
 }
 
 /// What is to be changed.
-enum Change {
+enum NewDefault {
     /// ceph.conf.
     File { file: PathBuf, old: String, new: String },
     /// What the monitors hold.
@@ -108,7 +108,7 @@ struct Made {
     json: Value,
 }
 
-fn in_conf(node: &Node<'_>, wanted: Features) -> Result<Option<Change>> {
+fn in_conf(node: &Node<'_>, wanted: Features) -> Result<Option<NewDefault>> {
     let file = node.root.path(CONF);
     let told = || format!("cannot read {CONF}: has this cluster a Ceph of its own?");
     ensure!(file.symlink_metadata().with_context(told)?.is_file(), "{CONF} is not a plain file");
@@ -133,7 +133,7 @@ fn in_conf(node: &Node<'_>, wanted: Features) -> Result<Option<Change>> {
     trial.write_all(new.as_bytes())?;
     hold(&trial.path().to_string_lossy(), wanted, &users)
         .with_context(|| format!("nothing was changed: {CONF} with the new line would not do"))?;
-    Ok(Some(Change::File { file, old, new }))
+    Ok(Some(NewDefault::File { file, old, new }))
 }
 
 /// By this file, new images get what is wanted, as librbd itself says.
@@ -145,7 +145,7 @@ fn hold(conf: &str, wanted: Features, users: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn by_monitors(node: &Node<'_>, wanted: Features) -> Result<Option<Change>> {
+fn by_monitors(node: &Node<'_>, wanted: Features) -> Result<Option<NewDefault>> {
     let connection = admin(node.root).with_context(|| {
         format!("{CONF} or client.admin's keyring is missing: has this cluster a Ceph of its own?")
     })?;
@@ -177,10 +177,10 @@ fn by_monitors(node: &Node<'_>, wanted: Features) -> Result<Option<Change>> {
     let command = Command::new("ceph")
         .args(["-c", &conf, "-n", "client.admin", "--keyring", &keyring])
         .args(["config", "set", "global", OPTION, &value(wanted).replace(' ', "")]);
-    Ok(Some(Change::Monitors(command)))
+    Ok(Some(NewDefault::Monitors(command)))
 }
 
-fn planned(change: &Change, manner: &Manner) -> Exit {
+fn planned(change: &NewDefault, manner: &Manner) -> Exit {
     if manner.json {
         let change = json!({ "state": "planned", "text": change.shown() });
         outln!("{}", printed(&json!({ "schema": SCHEMA, "change": change })));
@@ -190,7 +190,7 @@ fn planned(change: &Change, manner: &Manner) -> Exit {
     Exit::Ready
 }
 
-impl Change {
+impl NewDefault {
     /// The command; or what differs in the file and no line more, since ceph.conf may hold keys.
     fn shown(&self) -> String {
         match self {
@@ -227,7 +227,7 @@ impl Change {
         };
         let (journal, began) = (Journal::open(node.root), Instant::now());
         let ticket = journal.intent(&run, now().as_secs(), intent)?;
-        let result = self.carry_out(node, wanted, &backup);
+        let result = self.write(node, wanted, &backup);
         let outcome = match &result {
             Ok(()) => json!({ "result": "done" }),
             Err(error) => json!({ "result": "failed", "message": error_text(error) }),
@@ -241,7 +241,7 @@ impl Change {
         Ok(Made { text, json: json!({ "state": "done", "run": run, "text": self.shown() }) })
     }
 
-    fn carry_out(&self, node: &Node<'_>, wanted: Features, backup: &str) -> Result<()> {
+    fn write(&self, node: &Node<'_>, wanted: Features, backup: &str) -> Result<()> {
         match self {
             Self::Monitors(command) => {
                 has_quorum(node)?;
