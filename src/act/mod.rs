@@ -1,7 +1,15 @@
 //! Makes changes: observe, diagnose, plan, act, and observe again, until nothing is left to do.
 
+mod break_lock;
 pub mod carry_out;
+mod doubt;
+mod kernel_log;
+pub mod load_module;
 pub mod run_lock;
+pub mod run_rbd;
+#[cfg(test)]
+mod tests;
+mod unmap;
 
 use crate::diagnose::diagnose;
 use crate::diagnose::finding::{Finding, RemedyKind};

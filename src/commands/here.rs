@@ -3,7 +3,7 @@
 use crate::commands::many_guests::{Manner, Seen, look_by};
 use crate::diagnose::finding::Finding;
 use crate::finding_codes::{Code, Severity};
-use crate::kernel;
+use crate::kernel::{self, module};
 use crate::observe::rehearsed::as_if_stopped_here;
 use crate::observe::survey::Survey;
 use crate::plan::assessment::GuestReport;
@@ -14,20 +14,14 @@ use crate::pve::needs::{self, Place};
 use crate::pve::node::{GuestFile, all_guests, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, StorageConfig};
-use crate::reading::{Failure, Reading};
+use crate::reading::{Failure, Reading, error_text};
 use crate::rehearsal::{as_rehearsed, lacking};
 use crate::settings::policy::Policy;
-use crate::sys::command::Command;
-use crate::sys::process::{Outcome, Runner, System};
 use crate::sys::root::Root;
 use anyhow::Result;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::time::Duration;
-
-/// How long modprobe may take to say whether the rbd module could be loaded.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Looks at every guest of the cluster as if it were this node's.
 pub fn look(root: &Root, manner: Manner) -> Result<Seen> {
@@ -36,6 +30,7 @@ pub fn look(root: &Root, manner: Manner) -> Result<Seen> {
     let node = node_name(root)?;
     let here: Vec<GuestFile> =
         homes.values().map(|file| GuestFile { node: node.clone(), ..file.clone() }).collect();
+    let unloadable = module::loadable(root, &kernel::gather(root)).and_then(Result::err);
     let rehearsal = Rehearsal {
         root,
         storages: storage::load(root)?,
@@ -44,7 +39,7 @@ pub fn look(root: &Root, manner: Manner) -> Result<Seen> {
         rules: Rules::read(root),
         at: homes.values().map(|file| (sid(file), file.node.clone())).collect(),
         homes: &homes,
-        unloadable: unloadable(root),
+        unloadable: unloadable.map(|error| error_text(&error)),
     };
     let mut seen = look_by(root, &here, manner, &|survey, policy| rehearsal.judge(survey, policy))?;
     for unread in &mut seen.unread {
@@ -61,15 +56,6 @@ fn sid(file: &GuestFile) -> String {
         crate::pve::words::Kind::Qemu => format!("vm:{}", file.vmid),
         crate::pve::words::Kind::Lxc => format!("ct:{}", file.vmid),
     }
-}
-
-/// Why the kernel's module could not be loaded, without loading it; only the running kernel can be asked.
-fn unloadable(root: &Root) -> Option<String> {
-    if !root.is_system() || kernel::gather(root).module_loaded {
-        return None;
-    }
-    let command = Command::new("modprobe").args(["--dry-run", "rbd"]).deadline(PATIENCE);
-    System.run(&command).and_then(Outcome::check).err().map(|error| format!("{error:#}"))
 }
 
 /// What all guests are judged by.

@@ -2,6 +2,7 @@
 
 use crate::act::World;
 use crate::act::carry_out::Hands;
+use crate::act::run_rbd::TimeLimit;
 use crate::commands::session::Session;
 use crate::diagnose::budget;
 use crate::diagnose::finding::Finding;
@@ -180,8 +181,7 @@ impl World for RealWorld<'_> {
             run: &self.run,
             rule: &*self.rule,
             runner: &System,
-            time_limit: self.left(limit),
-            cut: self.left(limit) < limit,
+            time: TimeLimit { limit: self.left(limit), cut: self.left(limit) < limit },
         };
         // A look may take of the time that is kept for the last one: without it nothing can be told of a change.
         let (end, session, patience) = (self.end, self.session, self.patience);

@@ -1,5 +1,6 @@
 //! One guest, with the settings that hold for it, ready to be looked at.
 
+use crate::act::load_module;
 use crate::cli::Guests;
 use crate::exit::{Coded, Exit};
 use crate::hook::earlier;
@@ -85,7 +86,7 @@ impl Session {
     /// Without the module the start is certain to fail, so this is known before anything is changed.
     fn load_module(&mut self) {
         if self.is_opened_by_this_kernel() && !kernel::gather(&self.root).module_loaded {
-            self.load_failure = kernel::module::load(&System).err().map(|error| error_text(&error));
+            self.load_failure = load_module::load(&System).err().map(|error| error_text(&error));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::hook::earlier;
 use crate::hook::snippet::ON_LOCAL;
 use crate::hook::snippet::OtherNode;
 use crate::journal::Journal;
-use crate::kernel::{self, KernelFacts, kmsg};
+use crate::kernel::{self, kmsg, module};
 use crate::observe::keyring::keyring_facts;
 use crate::pve::connection::connection;
 use crate::pve::guest::{self, Guest};
@@ -74,7 +74,7 @@ pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
         programs: PROGRAMS.map(|name| (name, find(name).map(|path| path.display().to_string()))).into(),
         libraries: ffi::libraries().map_err(|missing| format!("{}: {}", missing.library, missing.detail)),
         release: ffi::release(),
-        loadable: loadable(root, &kernel),
+        loadable: module::loadable(root, &kernel).map(works),
         kernel,
         udev_missing: udev_missing(root),
         kernel_log: works(kmsg::mark(root)),
@@ -99,16 +99,6 @@ pub fn gather(root: &Root, elsewhere: &Elsewhere<'_>) -> Result<Facts> {
 
 fn works<T>(result: Result<T>) -> Works {
     result.map(drop).map_err(|error| error_text(&error))
-}
-
-/// Whether the module could be loaded, without loading it. Only the running kernel can be asked.
-fn loadable(root: &Root, kernel: &KernelFacts) -> Option<Works> {
-    if kernel.module_loaded || !root.is_system() {
-        return None;
-    }
-    let command = Command::new("modprobe").args(["--dry-run", "rbd"]).deadline(PATIENCE);
-    let asked = System.run(&command).and_then(Outcome::check);
-    Some(works(asked))
 }
 
 fn udev_missing(root: &Root) -> Vec<&'static str> {

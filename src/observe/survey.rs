@@ -2,7 +2,7 @@
 
 use crate::ceph::caps::Caps;
 use crate::ceph::cluster::ClusterFacts;
-use crate::ceph::image::ImageReading;
+use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::ceph::manager::Manager;
 use crate::ceph::qemu_keyring::NoKeyForQemu;
 use crate::ceph::way::Way;
@@ -184,6 +184,15 @@ impl Survey {
     /// Whether a disk is this image.
     pub fn is_of(&self, disk: &DiskFacts, image: ImageIdentity<'_>) -> Same {
         self.identity(disk).map_or(Same::No, |own| own.same(image))
+    }
+
+    /// What was seen of this very image, whatever its name leads to by now; `None` where it is not certain that a disk is it.
+    pub fn image(&self, image: ImageIdentity<'_>) -> Option<&ImageFacts> {
+        let disk = self.disks.iter().find(|disk| self.is_of(disk, image) == Same::Yes)?;
+        match &disk.reading {
+            Some(ImageReading::Found(facts)) => Some(facts),
+            _ => None,
+        }
     }
 
     /// Where this node's kernel has the disk's image mapped, snapshots left aside: those are read-only.

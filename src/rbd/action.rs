@@ -225,6 +225,16 @@ pub enum ActionResult {
 }
 
 impl ActionResult {
+    /// It was made; how long it took is added by who has measured it.
+    pub fn done() -> Self {
+        Self::Done { duration_ms: 0 }
+    }
+
+    /// It was not made, and why.
+    pub fn withheld(why: impl Into<String>) -> Self {
+        Self::Withheld { why: why.into() }
+    }
+
     /// What came of `what`, a change in words, in one line.
     pub fn of(&self, what: &str) -> String {
         match self {
