@@ -29,9 +29,9 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tell what would stop a start, and what repair would do; changes nothing
+    /// Show what would stop a start, and what repair would do; changes nothing
     Check(Check),
-    /// Tell which guest could start on which node now: asks every node over ssh; changes nothing
+    /// Show which guest could start on which node now: asks every node over ssh; changes nothing
     Rehearse(Rehearse),
     /// Fix what is safe to fix
     Repair(Repair),
@@ -39,7 +39,7 @@ pub enum Command {
     Start(Start),
     /// List a guest's RBD disks and how each is opened; needs no Ceph
     Disks(Disks),
-    /// Tell what was changed, when, and what came of it
+    /// Show what was changed, when, and what came of it
     History(History),
     /// Put the features back that a run has changed
     Undo(Undo),
@@ -47,11 +47,11 @@ pub enum Command {
     Attach(Attach),
     /// Undo `attach`; a hookscript that a guest had before comes back
     Detach(Detach),
-    /// Tell what features new images get, and set it
+    /// Show what features new images get, or set them
     Defaults(Defaults),
-    /// Tell whether this node has what the tool needs, and what fixes it where not
+    /// Check whether this node has what the tool needs, and show what fixes it where not
     Doctor(Doctor),
-    /// Say what happens to the disks of running guests, until it is ended; changes nothing
+    /// Report what happens to the disks of running guests, until it is stopped; changes nothing
     Watch(Watch),
     /// What Proxmox VE's hookscript calls
     Hook(Hook),
@@ -122,7 +122,7 @@ pub struct Filter {
 
 /// A finding by its name.
 fn code(text: &str) -> Result<Code, String> {
-    Code::from_name(text).ok_or_else(|| "there is no such finding; README.md lists them".to_owned())
+    Code::from_name(text).ok_or_else(|| "there is no such finding; docs/findings.md lists them".to_owned())
 }
 
 /// `rehearse`

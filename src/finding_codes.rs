@@ -44,7 +44,7 @@ struct FindingRow {
 /// Makes the enum and its table from one list, so that no code can lack a text.
 macro_rules! codes {
     ($($variant:ident $name:literal $severity:ident $summary:literal $remedy:literal;)*) => {
-        /// What can be found wrong, or worth telling.
+        /// What can be found wrong, or worth reporting.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $(#[doc = $summary] $variant,)*
@@ -83,7 +83,7 @@ codes! {
         "the disk's storage may not hold this kind of volume"
         "add the content type to the storage";
     ConfigUnreadable "config-unreadable" Blocker
-        "PVE cannot read the guest's config: its own parser dies on it"
+        "PVE cannot read the guest's config: its parser fails on a line"
         "correct the line";
     VolumeNameInvalid "volume-name-invalid" Blocker
         "PVE cannot parse the volume's name and refuses the start"
@@ -110,7 +110,7 @@ codes! {
         "the storage's ceph.conf has a line that Ceph does not read past; QEMU and rbd refuse the file too"
         "correct the line: a section `[name]`, `name = value`, or a comment after `#`";
     MonitorsNotNamed "monitors-not-named" Blocker
-        "nothing names the cluster's monitors, so QEMU and rbd ask nobody"
+        "none of the cluster's monitors is configured, so QEMU and rbd have nobody to ask"
         "set mon_host in the [global] section of the storage's ceph.conf; for an external cluster set `monhost` of the storage";
     MonitorNameUnresolved "monitor-name-unresolved" Blocker
         "a monitor's name does not resolve on this node; Ceph's libraries then ask none of the monitors"
@@ -119,7 +119,7 @@ codes! {
         "Proxmox VE ignores the storage's monhost line and takes the storage's cluster for this node's own"
         "write addresses or names without protocol and nonce, separated by commas: `monhost 10.0.0.1,10.0.0.2:6789`";
     MonitorPortWrong "monitor-port-wrong" Blocker
-        "nothing at the monitors' addresses is a monitor that speaks the protocol which is asked there"
+        "no configured monitor address speaks the protocol (v1 or v2) in which it is asked"
         "correct the ports in monhost or mon_host: a monitor speaks msgr2 (v2) at 3300 and msgr1 (v1) at 6789; see `ceph mon dump`";
     KeyringMissing "keyring-missing" Blocker
         "the storage has no keyring, and its cluster wants authentication"
@@ -128,20 +128,20 @@ codes! {
         "the storage's keyring has no key of the storage's user"
         "correct `username` of the storage, or write the keyring of that user";
     QemuKeyMissing "qemu-key-missing" Blocker
-        "QEMU does not find the key of the storage's user: since machine version 10.0 Proxmox VE names no keyring to it"
+        "QEMU does not find the key of the storage's user: from machine version 10.0 on, Proxmox VE passes it no keyring"
         "set `keyring` in the ceph.conf that QEMU reads";
     ClusterNotAsked "cluster-not-asked" Unknown
-        "rbd-preflight could not ask the Ceph cluster; that says nothing of the cluster"
-        "the detail says which step failed on this node; `rbd-preflight doctor` looks at what each needs (memory, files, options, libraries); the guest is not checked until then";
+        "rbd-preflight could not ask the Ceph cluster, for a reason on this node; the cluster itself may be fine"
+        "`seen` names the step that failed on this node; `rbd-preflight doctor` checks what it needs (memory, files, options, libraries); until that is fixed the guest is not checked";
     NodeBlocklisted "node-blocklisted" Blocker
-        "this node's whole address is on the OSD blocklist: Ceph answers no client on it"
-        "find out who put it there and why (an administrator, a fence agent); until the entry ends or whoever made it takes it off, start the guest on another node";
+        "this node's whole address is on the OSD blocklist: Ceph serves no client on it"
+        "find out who put it there and why (an administrator, a fence agent); until the entry expires, or whoever made it removes it, start the guest on another node";
     ClusterFull "cluster-full" Blocker
-        "the image's pool is full: Ceph lets writes wait, and opening an image for writing is one, so the start hangs"
+        "the image's pool is full: Ceph holds all writes back, and opening an image for writing is one, so the start hangs"
         "make room (`ceph df`, `ceph osd df`): delete what is not needed, add OSDs, or raise the pool's quota (`ceph osd pool get-quota POOL`); the start continues by itself once there is room";
     PlacementGroupsInactive "placement-groups-inactive" Blocker
-        "placement groups of the image's pool are inactive: reads and writes of what lies in them wait without limit"
-        "bring back the OSDs that hold them (`ceph health detail`, `ceph osd tree`, `ceph pg ID query`); what lies in them is not lost by that, and is served again at once";
+        "placement groups of the image's pool are inactive: reads and writes of the data in them hang until they are active again"
+        "bring back the OSDs that hold them (`ceph health detail`, `ceph osd tree`, `ceph pg ID query`); the data in them is not lost by that and can be used again at once";
     ClusterHealth "cluster-health" Warning
         "the Ceph cluster is not healthy"
         "see `ceph health detail`";
@@ -150,10 +150,10 @@ codes! {
         "install the packages librados2 and librbd1";
     ImageUnreadable "image-unreadable" Unknown
         "the image could not be read"
-        "by the errno: rights of the storage's user, damaged or missing objects, OSDs that do not serve, or a node that lacks memory; `check` says which, and what to send where the cause is not known";
+        "that depends on the errno: rights of the storage's user, damaged or missing objects, OSDs that do not serve, or a node that lacks memory; `check` says which, and what to send where the cause is not known";
     FactsIncomplete "facts-incomplete" Unknown
-        "part of what there is to know about the image could not be read"
-        "by the errno, as for `image-unreadable`; `check` says what to do";
+        "some facts about the image could not be read"
+        "that depends on the errno, as for `image-unreadable`; `check` says what to do";
     FeaturesUnsupported "features-unsupported" Blocker
         "the image has features that this node's kernel cannot map"
         "disable the features where Ceph allows it, or set `krbd 0` on the storage";
@@ -170,7 +170,7 @@ codes! {
         "the object map is flagged invalid and not used; nothing but a rebuild fixes it"
         "rebuild the object map";
     FeatureReset "feature-reset" Note
-        "the last thing to try: exclusive-lock, object-map and fast-diff are taken off and put back, and the object map is made anew"
+        "the last thing to try: disable exclusive-lock, object-map and fast-diff, enable them again, and rebuild the object map"
         "reset them";
     DeepFlattenMissing "deep-flatten-missing" Note
         "the image has no deep-flatten; Ceph cannot add it later, and no start needs it"
@@ -185,7 +185,7 @@ codes! {
         "the image is mirrored to another cluster"
         "nothing to do";
     ManagerTask "manager-task" Note
-        "the cluster's manager is at work on the image; it is no second writer, and hands the lock over"
+        "the cluster's manager (ceph-mgr) works on the image; it is not a second writer, and hands the lock over"
         "nothing to do; `ceph rbd task list` shows its tasks";
     ParentMissing "parent-missing" Blocker
         "an ancestor of the linked clone is gone"
@@ -200,23 +200,23 @@ codes! {
         "a client that is gone still owns the image's exclusive lock"
         "let librbd break the lock";
     LockOwnerAlive "lock-owner-alive" Unsafe
-        "the owner of the image's lock no longer watches this image, but it is alive and has others open: whoever takes the lock over puts it on the OSD blocklist, and its other disks fail"
+        "the owner of the image's lock no longer watches this image, but it is alive and has others open: taking the lock over puts that client on the OSD blocklist, and its other disks fail"
         "shut down the guests whose disks it has open and unmap what is left; once that client is gone, the lock can be broken";
     LockBreakNotPermitted "lock-break-not-permitted" Blocker
         "the storage's user may not put the dead lock owner on the blocklist, so the lock cannot be broken"
         "give the user `profile rbd` on the monitors";
     RightsMissing "rights-missing" Blocker
-        "the storage's user may not read or write what the disk is made of; each of the guest's reads or writes would fail"
+        "the storage's user may not read or write a pool that the disk is stored in; the guest's reads or writes there would fail"
         "give the user the pool in its caps";
     BlocklistNotPermitted "blocklist-not-permitted" Note
         "the storage's user may not put a client on the OSD blocklist: the lock that a node leaves when it crashes cannot be broken then"
         "give the user `profile rbd` on the monitors";
     InUseElsewhere "in-use-elsewhere" Unsafe
-        "another client has the image open; starting now makes a second writer"
+        "another client has the image open; starting now would make a second writer"
         "if that client has just crashed, Ceph forgets it within 30 s; if it is alive, stop it where it runs, then start the guest";
     InUseUnknown "in-use-unknown" Unknown
-        "it could not be read whether another client has the image open"
-        "by the errno, as for `image-unreadable`; `rbd status IMAGE` asks the same by hand";
+        "whether another client has the image open could not be read"
+        "that depends on the errno, as for `image-unreadable`; `rbd status IMAGE` asks the same by hand";
     LockExternal "lock-external" Blocker
         "the image has a lock that was set by hand or by a script"
         "find out who set it and what for; when that is surely over, remove it with `rbd lock rm`";
@@ -225,16 +225,16 @@ codes! {
         "remove rbd_blocklist_expire_seconds from ceph.conf and from the monitors' configuration (`ceph config rm`)";
     ImageShared "image-shared" Warning
         "the image is named by more than one disk"
-        "make sure that only one of them runs, or give each its own image";
+        "make sure that only one of the guests runs, or give each disk its own image";
     ImageOrphaned "image-orphaned" Note
         "the image is named after a guest that no node of this cluster has"
         "see that no other cluster uses the pool and no backup needs the image, then remove it by hand";
     LockDying "lock-dying" Blocker
-        "a client that is dead still has the image open, until Ceph drops it"
-        "Ceph forgets a dead client within 30 s, or a little more";
+        "a dead client still has the image open, until Ceph drops it"
+        "Ceph drops a dead client within 30 s, or a little more";
     NodeClientBlocklisted "node-client-blocklisted" Warning
         "this node's kernel client is on the OSD blocklist: every disk mapped through it is dead, and so is every further map that shares it"
-        "unmap what is left over of it, or map with a client of its own (noshare); never take the entry off the blocklist";
+        "unmap what is left over from it, or map with a client of its own (noshare); never remove the blocklist entry";
     MappingDead "mapping-dead" Blocker
         "the image is mapped here through a kernel client that is dead; PVE would use that device and every write would fail"
         "unmap it";
@@ -243,7 +243,7 @@ codes! {
         "stop what has it open, then unmap it";
     MappingOtherImage "mapping-other-image" Unsafe
         "the device that PVE would use for the disk is another image"
-        "unmap it, so that the disk's own image is mapped; what it holds stays as it is";
+        "unmap it, so that the disk's own image is mapped; its data stays as it is";
     MappingReadOnly "mapping-read-only" Blocker
         "the image is mapped here for reading only; PVE would use that device, and the guest cannot write to it"
         "unmap it; the start maps it anew";
@@ -255,22 +255,22 @@ codes! {
         "map it";
     MapFailed "map-failed" Blocker
         "the kernel could not map the image"
-        "by the errno, where that says something; else send what `check --save-survey` writes: `check` says what was ruled out, and to whom";
+        "that depends on the errno; where it says nothing, send what `check --save-survey` writes: `check` says what was ruled out and where to send it";
     KernelTooOld "kernel-too-old" Blocker
         "this node's kernel lacks features of Ceph's protocol that the cluster demands of its clients"
-        "boot a newer kernel, or take back in the cluster what demands them (the detail names it: `ceph osd crush show-tunables`, `ceph osd dump | grep upmap`; other tunables move data)";
+        "boot a newer kernel, or take back in the cluster what demands them (`seen` names it: `ceph osd crush show-tunables`, `ceph osd dump | grep upmap`; other tunables move data)";
     MapOptionUnknown "map-option-unknown" Blocker
         "the map is made with an option that this node's rbd or kernel does not take"
         "take the option out of `rbd_default_map_options` (`rbd config image ls`, `rbd config pool ls`, ceph.conf, `ceph config dump`), or boot a kernel that knows it";
     KernelKeyringRefused "kernel-keyring-refused" Blocker
-        "the kernel's own keyring takes no key"
+        "the kernel's keyring refuses new keys"
         "look at the quota of root's keys (`cat /proc/key-users`, `sysctl kernel.keys.root_maxkeys kernel.keys.root_maxbytes`), and whether a container or a security module forbids add_key(2)";
     MsModeMismatch "ms-mode-mismatch" Blocker
-        "no monitor has an address that speaks the protocol which the map asks for (ms_mode)"
+        "no monitor has an address for the protocol that the map asks for (ms_mode)"
         "give the monitors an address of that protocol in monhost or ceph.conf (`v2:…:3300`), or set rbd_default_map_options = ms_mode=… to the protocol that they have";
     CommandUnknown "command-unknown" Unknown
-        "this release of Ceph does not know what rbd-preflight asked of it; that says nothing of the image"
-        "the start continues without it; update rbd-preflight, or report the detail with the release (`rbd --version`) to its issues";
+        "this release of Ceph does not know a command or an option that rbd-preflight used; the image itself may be fine"
+        "the start continues without it; update rbd-preflight, or file an issue for it with what `seen` shows and the release (`rbd --version`)";
     ObjectMapBroken "object-map-broken" Blocker
         "the image's object map is missing or of the wrong size, and the kernel maps no such image"
         "rebuild the object map";
@@ -294,7 +294,7 @@ codes! {
         "run the command on that node";
     GuestLocked "guest-locked" Blocker
         "the guest's config is locked; PVE does not start it"
-        "wait for the task that has locked it; a lock that a task left behind is taken off with `qm unlock VMID` or `pct unlock VMID`, when no such task of the guest runs on any node";
+        "wait for the task that has locked it; where no such task of the guest runs on any node, the lock was left behind: remove it with `qm unlock VMID` or `pct unlock VMID`";
     GuestTemplate "guest-template" Note
         "the guest is a template; its images are never changed"
         "nothing to do";
@@ -308,14 +308,14 @@ codes! {
         "a snippet that PVE makes the guest's cloud-init image from is not there; PVE refuses every start"
         "bring the file back on this node, or take it out of the guest's `cicustom`";
     GuestStateUnknown "guest-state-unknown" Warning
-        "it could not be read whether the guest runs or the cluster has quorum; nothing is changed"
+        "whether the guest runs, or whether the cluster has quorum, could not be read; nothing is changed"
         "see that /etc/pve is mounted and answers (`systemctl status pve-cluster corosync`), then try again";
     ResourceMissing "resource-missing" Blocker
         "this node lacks something else that the guest needs to start"
         "give the node what is missing, or let the guest start on other nodes only (HA: a strict node affinity rule)";
     HaRuleForbids "ha-rule-forbids" Blocker
         "a rule of the HA manager keeps the guest off this node"
-        "nothing, if that is meant; else change the rule (`ha-manager rules list`)";
+        "nothing, if that is intended; else change the rule (`ha-manager rules list`)";
     ConfigLineDropped "config-line-dropped" Note
         "PVE ignores a line of its configuration, or does not read it as it was meant"
         "correct the line";

@@ -31,7 +31,7 @@
 //! | [`cli`] | the command line |
 //! | [`commands`] | one file a subcommand: gathers, calls the core, shows |
 
-/// `eprintln!` that goes on where nobody reads: a lost line is no reason to end.
+/// `eprintln!` that ignores a failed write: a lost line is no reason to stop.
 macro_rules! errln {
     ($($arg:tt)*) => {{
         use std::io::Write as _;

@@ -26,7 +26,7 @@ pub enum Origin {
     /// On the side that was asked: the cluster, the kernel, a file of PVE's.
     #[default]
     Outside,
-    /// On our own: a limit, an option, a client that could not be set up. It tells nothing of the outside.
+    /// On our own: a limit, an option, a client that could not be set up. It says nothing of the outside.
     Own,
     /// A library of Ceph's is missing here, or too old.
     Library,

@@ -473,7 +473,7 @@ fn how_a_client_of_a_dead_host_is_shut_out_is_told_and_never_among_the_commands(
     );
     survey["node"]["whereabouts"] = json!({ "10.0.0.2:0/77": "this node: process 7 (rbd-nbd)" });
     let here = told(&survey);
-    assert!(!here.contains("blocklist") && here.contains("a process of this node"), "{here}");
+    assert!(!here.contains("blocklist") && here.contains("end its process here"), "{here}");
 }
 
 /// In a failover this site's own rbd-mirror has the copy open: what to do is to promote it.

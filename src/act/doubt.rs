@@ -6,8 +6,8 @@ use crate::rbd::lock::Locker;
 use anyhow::Result;
 use nix::errno::Errno;
 
-/// Whether a change may have been made although it failed. `rbd` writes features first and tells the
-/// image's watchers last. A watcher that died less than 30 s ago cannot be told, and `rbd` ends with 110; a command
+/// Whether a change may have been made although it failed. `rbd` writes features first and notifies the
+/// image's watchers last. One that died less than 30 s ago does not answer, and `rbd` fails with 110 (ETIMEDOUT); a command
 /// that was killed says nothing at all. After 22 nothing was made: the features stood as they were wanted, or cannot.
 /// A lock is in doubt where nothing but the time says that it failed.
 pub fn in_doubt(action: &Action, result: &ActionResult) -> bool {

@@ -38,7 +38,7 @@ pub trait World {
     /// Makes changes, after a fresh look at their images: one change, or several maps or unmaps at once. `history` is
     /// what this run has done so far, which a fresh look must be judged by too.
     fn apply(&mut self, batch: &[Action], history: &[ActionReport]) -> Vec<ActionReport>;
-    /// Is told what is wrong, before it is fixed; of each thing once.
+    /// Is given each finding once, before it is fixed.
     fn found(&mut self, finding: &Finding);
     /// Whether there is time for another change.
     fn has_time(&self) -> bool;

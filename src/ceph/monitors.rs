@@ -268,7 +268,7 @@ pub fn parse_health(answer: &[u8]) -> Result<Health, serde_json::Error> {
     Ok(Health { status, checks, errors })
 }
 
-/// A number (`61`, as librados tells it) or names joined with commas (as an administrator writes it).
+/// A number (`61`, as librados gives it) or names joined with commas (as an administrator writes it).
 pub fn parse_features(text: &str) -> Option<Features> {
     let text = text.trim();
     if let Ok(number) = text.parse() {

@@ -15,7 +15,7 @@ pub fn confirm(yes: bool, show: impl FnOnce() -> String) -> Result<()> {
             "nothing was changed: without a terminal to ask on, say --yes (or --dry-run to see the commands)",
         ));
     }
-    eprint!("{}Go on? [y/N] ", show());
+    eprint!("{}Continue? [y/N] ", show());
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

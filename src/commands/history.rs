@@ -12,7 +12,7 @@ use crate::sys::root::Root;
 use crate::sys::time::now;
 use anyhow::{Context, Result};
 
-/// Prints what the journal of this node tells.
+/// Prints what the journal of this node has.
 pub fn run(root: &Root, options: &History) -> Result<Exit> {
     let filter = Filter {
         guest: options.vmid.or(options.guest),
@@ -30,7 +30,7 @@ pub fn run(root: &Root, options: &History) -> Result<Exit> {
     Ok(Exit::Ready)
 }
 
-/// Every run that the journal tells of; lines that are none are told on stderr.
+/// Every run in the journal; invalid lines are reported on stderr.
 pub fn read(root: &Root) -> Result<Vec<Run>> {
     let (records, notes) = Journal::open(root).read_all().context("the journal cannot be read")?;
     for note in notes {

@@ -59,7 +59,7 @@ pub struct RealWorld<'a> {
     patience: Duration,
     /// The last look, while no image was changed since.
     seen: Option<Seen>,
-    /// Images with a lock whose owner can be told to be dead from then on.
+    /// Images with a lock whose owner can be known to be dead from then on.
     due: Vec<(Spec, Instant)>,
     on_action: Box<dyn FnMut(&ActionReport) + 'a>,
     on_finding: Box<dyn FnMut(&Finding) + 'a>,
@@ -110,7 +110,7 @@ impl<'a> RealWorld<'a> {
         self.on_wait = Box::new(tell);
     }
 
-    /// Waits until the owner of a lock that a change would take over can be told to be dead, if there is time for that.
+    /// Waits until the owner of a lock that a change would take over can be known to be dead, if there is time for that.
     fn await_second_look(&mut self, batch: &[Action]) {
         let due = self.due.iter().filter(|(spec, _)| batch.iter().any(|action| action.target.spec == *spec));
         let Some(due) = due.map(|(_, at)| *at).max() else { return };

@@ -298,7 +298,7 @@ fn question(report: &GuestReport, options: &Repair) -> String {
     lines
 }
 
-/// What is left tells the exit code; what a safety rule kept from being fixed is a refusal.
+/// What is left decides the exit code; what a safety rule kept from being fixed is a refusal.
 fn outcome(report: &GuestReport) -> Exit {
     let busy = |report: &ActionReport| matches!(report.result, ActionResult::Busy { .. });
     let refused = report.findings.iter().any(|f| f.severity > Severity::Note && f.remedy.refused);

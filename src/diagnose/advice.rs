@@ -56,8 +56,8 @@ fn by_errno(failure: &Failure) -> Option<&'static str> {
 /// What to send to whom, where the cause is not known.
 pub(super) fn report(vmid: u32, ruled_out: &str) -> String {
     format!(
-        "the cause is none that rbd-preflight knows (ruled out: {ruled_out}); send the file of `rbd-preflight check {vmid} \
-         --save-survey {vmid}.json` and the output of `rbd-preflight doctor --json` to the issues of rbd-preflight: they hold names and addresses, and no key"
+        "rbd-preflight does not know the cause (ruled out: {ruled_out}): file an issue for it with the file of `rbd-preflight check {vmid} \
+         --save-survey {vmid}.json` and the output of `rbd-preflight doctor --json`: they hold names and addresses, but no key"
     )
 }
 

@@ -94,7 +94,7 @@ fn of_client(survey: &Survey, client: &Client<'_>, all: &[Client<'_>], forbidden
                     .severity(Severity::Note)
                     .remedy(RemedyKind::None, "nothing to do for this guest");
             }
-            finding.remedy.text = format!("nothing to do for this guest; {used}");
+            finding.remedy.text = format!("nothing for this guest; {used}");
             finding
         }
     }
@@ -112,7 +112,7 @@ fn let_go(survey: &Survey, mut finding: Finding, unmaps: Vec<Action>, forbidden:
         None => {
             finding = finding.remedy(
                 RemedyKind::Automatic,
-                "unmap all that is left over of it; the next map makes a new client",
+                "unmap everything that still goes through it; the next map makes a new client",
             );
             finding.remedy.actions = unmaps;
         }

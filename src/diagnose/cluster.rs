@@ -70,7 +70,7 @@ fn shut_out(facts: &ClusterFacts) -> Option<Finding> {
     Some(Finding::new(Code::NodeBlocklisted, detail).commands(["ceph osd blocklist ls".to_owned()]))
 }
 
-/// What there is to say of a cluster that answers; what `service` its pools do not give is told by itself.
+/// What there is to say of a cluster that answers; what `service` its pools do not give is a finding of its own.
 fn answers(facts: &ClusterFacts, lock_to_break: bool, service: &[Finding]) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Reading::Known(health) = &facts.health {
@@ -96,7 +96,7 @@ const KEYS: &str = "this stops no read and no write; keys of type aes are in use
      more of them (CVE-2025-30156): once all clients know the type aes256k, give them keys of that type";
 
 /// Only what can stop reads and writes is a warning; a cluster that wants attention is worth a note.
-/// `elsewhere`: checks that are told by themselves.
+/// `elsewhere`: checks that are findings of their own.
 fn unhealthy(health: &Health, elsewhere: &[&str]) -> Option<Finding> {
     let checks = health.checks.iter().filter(|(code, _)| !elsewhere.contains(&code.as_str()));
     let checks: Vec<(String, String)> = checks.cloned().collect();

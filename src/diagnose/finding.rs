@@ -109,7 +109,7 @@ impl Finding {
         self
     }
 
-    /// With commands for a person to run.
+    /// With commands for an administrator to run.
     pub fn commands(mut self, commands: impl IntoIterator<Item = String>) -> Self {
         self.remedy.commands.extend(commands);
         self

@@ -22,7 +22,7 @@ use crate::sys::dates;
 use nix::errno::Errno;
 
 /// Why a change is left for later at boot.
-const AT_BOOT: &str = "not at boot, where all guests would wait for the second look that shows whether the owner of its lock is \
+const AT_BOOT: &str = "at boot all guests would have to wait for the second look that shows whether the lock's owner is \
      dead; the guest's hook does it at its start, or a later repair";
 
 /// An image that was read, with all that decides about it.
@@ -161,7 +161,7 @@ impl<'a> Image<'a> {
     }
 
     /// A finding whose remedy is these changes: automatic where the gate lets them pass and the settings allow
-    /// them, else for a person, with the reason why.
+    /// them, else for an administrator, with the reason why.
     pub fn fix(&self, finding: Finding, allowed: bool, changes: Vec<Change>) -> Finding {
         let actions: Vec<Action> =
             changes.into_iter().map(|change| Action { target: self.target.clone(), change }).collect();
@@ -261,7 +261,7 @@ impl<'a> Image<'a> {
         Action { target: self.target.clone(), change }
     }
 
-    /// A command line for a person, with PVE's arguments for this storage.
+    /// A command line for an administrator, with PVE's arguments for this storage.
     pub fn rbd(&self, arguments: &[&str]) -> String {
         Command::new("rbd").args(&self.target.rbd_arguments).args(arguments).display()
     }

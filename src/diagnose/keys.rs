@@ -106,10 +106,10 @@ fn unfound_by_qemu(storage: &StorageFacts) -> Option<Finding> {
     };
     let where_ = match found {
         Some(path) => format!("in {path}, which has no key of client.{}", connection.user),
-        None => format!("for {}, and none of these is there", paths.join(", ")),
+        None => format!("for {}, and there is no such file", paths.join(", ")),
     };
     let own = format!("/etc/pve/priv/ceph/{}.keyring", section.id);
-    let detail = format!("storage {}: QEMU looks {where_}; {own} is named to rbd only", section.id);
+    let detail = format!("storage {}: QEMU looks {where_}; {own} is passed to rbd only", section.id);
     let finding = Finding::new(Code::QemuKeyMissing, detail).severity(severity);
     let external = section.monhost.is_some();
     let (file, place) = match external {

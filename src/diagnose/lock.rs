@@ -67,14 +67,14 @@ fn in_use(image: &Image) -> Option<Finding> {
     Some(Finding::new(code, detail).remedy(RemedyKind::Wait, remedy).commands([command]))
 }
 
-/// How clients are stopped that do not go by themselves. The last way out is told as a sentence and not among the commands,
+/// How clients are stopped that do not go by themselves. The last way out is shown as a sentence and not among the commands,
 /// which are pasted: done to a client that lives it is what the tool is there against.
 fn found_and_stopped(image: &Image, others: &[&Watcher]) -> String {
     let (here, away): (Vec<&Watcher>, Vec<&Watcher>) =
         others.iter().partition(|watcher| image.survey.node.has_client(&watcher.address));
     let mut text = Code::InUseElsewhere.remedy().to_owned();
     if !here.is_empty() {
-        text += "; a process of this node is ended here";
+        text += "; it is on this node: end its process here";
     }
     if !away.is_empty() {
         let commands = away.iter().map(|watcher| format!("`ceph osd blocklist add {}`", watcher.address));

@@ -200,8 +200,8 @@ fn wants_change_unmapped(image: &Image) -> bool {
 }
 
 /// What to do about a process that may be gone in a moment.
-pub(super) const MOMENT: &str = "programs that look at a disk (`blkid`, `lsblk`, `pvscan`) have it open for a moment: look again \
-     in a few seconds; one that stays is to be ended";
+pub(super) const MOMENT: &str = "programs that look at a disk (`blkid`, `lsblk`, `pvscan`) have it open for a moment: check again \
+     in a few seconds; if one stays, end it";
 
 /// It is a reason against a start only as long as a process has the device open, which may be over in a moment.
 pub fn is_a_moment(finding: &Finding) -> bool {

@@ -64,7 +64,7 @@ pub fn diagnose(survey: &Survey, policy: &Policy) -> Vec<Finding> {
     findings
 }
 
-/// The survey without what lies on storages that are `off`: nothing is done there, not even told.
+/// The survey without what lies on storages that are `off`: nothing is done or reported there.
 fn looked_at<'a>(survey: &'a Survey, policy: &Policy) -> Cow<'a, Survey> {
     let off = |storage: &str| policy.disk(storage).mode == Mode::Off;
     let named = survey.disks.iter().map(|disk| &disk.disk.storage);

@@ -25,7 +25,7 @@ pub fn not_yet(survey: &Survey, action: &Action) -> Option<String> {
     let disk = disk_of(survey, action)?;
     match life(survey, disk)? {
         Life::NotYet(seconds) => Some(format!(
-            "whether the owner of the image's lock is dead can only be told by a second look, in {seconds} s"
+            "only a second look can show whether the owner of the image's lock is dead, in {seconds} s"
         )),
         _ => forbids(survey, disk),
     }

@@ -81,7 +81,7 @@ pub(super) fn keep_off_full_pools(findings: &mut [Finding], survey: &Survey) {
 }
 
 /// Pools of these storages with inactive placement groups. What lies in those groups waits; whether
-/// the start needs it cannot be told, so that it stops none: but the guest is not ready.
+/// the start needs it is not known, so that it stops none: but the guest is not ready.
 pub(super) fn inactive(
     survey: &Survey,
     policy: &Policy,

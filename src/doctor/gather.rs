@@ -28,7 +28,7 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Programs whose place is told.
+/// Programs whose place is shown.
 const PROGRAMS: [&str; 3] = ["rbd", "ceph", "setpriv"];
 /// The image that is looked for to see whether a pool can be looked into. Nobody has one of this name.
 const NO_IMAGE: &str = "rbd-preflight-doctor";

@@ -115,7 +115,7 @@ pub struct Facts {
 pub struct StorageFacts {
     /// Its section of storage.cfg.
     pub section: RbdStorage,
-    /// How PVE reaches it; `None` if that cannot be told.
+    /// How PVE reaches it; `None` if that is not known.
     pub connection: Option<Connection>,
     /// The cluster, and what came of looking for an image that is not there.
     pub cluster: Reading<(ClusterFacts, ImageReading)>,

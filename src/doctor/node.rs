@@ -8,7 +8,7 @@ use crate::settings::NODE_FILE;
 /// What each program is for, how grave it is without it, and its package.
 const PROGRAMS: [(&str, &str, State, &str); 3] = [
     ("rbd", "nothing can be mapped or changed", State::Fail, "ceph-common"),
-    ("ceph", "the commands that the tool tells cannot be run here", State::Warn, "ceph-common"),
+    ("ceph", "the commands that the tool prints cannot be run here", State::Warn, "ceph-common"),
     ("setpriv", "commands outlive the tool if it is killed", State::Warn, "util-linux"),
 ];
 

@@ -190,7 +190,7 @@ impl Journal {
         self.append(&record).context("the journal cannot be written")
     }
 
-    /// Every record, oldest first, and a note for each line that is none: one torn by a crash, or a newer version's.
+    /// Every record, oldest first, and a note for each invalid line: one torn by a crash, or a newer version's.
     pub fn read_all(&self) -> Result<(Vec<Record>, Vec<String>)> {
         let (mut records, mut notes) = (Vec::new(), Vec::new());
         let Some(directory) = PrivateDir::open(&self.directory)? else { return Ok((records, notes)) };

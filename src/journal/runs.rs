@@ -1,4 +1,4 @@
-//! What the journal tells, by run. Pure.
+//! What the journal has, by run. Pure.
 
 use crate::journal::{Record, RunId, interrupted};
 use crate::rbd::action::{Action, ActionResult};
@@ -54,7 +54,7 @@ pub enum State {
     Interrupted,
 }
 
-/// Which runs to tell of.
+/// Which runs to show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Runs on this guest.
@@ -77,7 +77,7 @@ impl JournaledChange {
     }
 }
 
-/// The runs that the records tell of, oldest first. `alive` says whether a run's process is still at work.
+/// The runs of these records, oldest first. `alive` says whether a run's process is still at work.
 pub fn runs(records: &[Record], alive: &dyn Fn(&RunId) -> bool) -> Vec<Run> {
     let open: HashSet<_> = interrupted(records).iter().map(|record| (&record.run, record.step)).collect();
     let mut runs: Vec<Run> = Vec::new();

@@ -108,7 +108,7 @@ pub fn gather(root: &Root) -> KernelFacts {
     let from_sysfs = sysfs::supported_features(root);
     let module_loaded = matches!(from_sysfs, Ok(Some(_)));
     let by_version = || match version {
-        (0, 0) => Err(Failure::new("read the kernel's version", format!("`{release}` is none"))),
+        (0, 0) => Err(Failure::new("read the kernel's version", format!("`{release}` is not a version"))),
         version => Ok(version::krbd_features(version)),
     };
     let supported = from_sysfs.and_then(|features| features.map_or_else(by_version, Ok)).into();

@@ -77,7 +77,7 @@ fn leave_to_home(
     facts.watchers = if strange.is_empty() {
         Reading::Known(stay)
     } else {
-        let what = format!("tell whether the client at {} is the guest itself", strange.join(", "));
+        let what = format!("find out whether the client at {} is the guest itself", strange.join(", "));
         Reading::Unknown(Failure::new(what, format!("only {home}, the guest's own node, knows that")))
     };
 }

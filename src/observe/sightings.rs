@@ -12,7 +12,7 @@ use std::time::Duration;
 const KEPT: Duration = Duration::from_secs(15 * 60);
 
 /// How long ago a client was first seen without a watch, when `now` (since the boot) the images were looked at again; zero
-/// if this is the first time, or if it cannot be told. `watching` forgets it: the client lives.
+/// if this is the first time, or if it is not known. `watching` forgets it: the client lives.
 pub fn unwatched_for(root: &Root, client: &[String; 3], now: Duration, watching: bool) -> Duration {
     let file = file_name(&[&["unwatched".to_owned()], &client[..]].concat());
     let since = match watching {

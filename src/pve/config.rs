@@ -162,7 +162,7 @@ impl<'f> Reader<'f> {
         self.fatal.get_or_insert(Note {
             file,
             line: number,
-            text: format!("PVE's own parser dies here: {why}"),
+            text: format!("PVE's parser fails here: {why}"),
         });
     }
 

@@ -22,7 +22,7 @@ pub fn lets_start(kind: Kind, lock: &str) -> bool {
     kind == Kind::Qemu && lock == "suspended"
 }
 
-/// What a lock is. A value that is not known here is told as such.
+/// What a lock is. A value that is not known here is reported as such.
 pub fn meaning(lock: &str) -> Meaning {
     let of = |what, safe| Meaning { what, safe };
     match lock {
@@ -86,7 +86,7 @@ pub fn way_out(kind: Kind, vmid: u32, lock: &str) -> String {
     };
     let Meaning { what, safe } = meaning(lock);
     format!(
-        "{what}; wait for the task to end; if {NO_TASK}, the lock was left behind: `{tool} unlock {vmid}` takes it off, which is {safe}"
+        "{what}; wait for the task to end; if {NO_TASK}, the lock was left behind: `{tool} unlock {vmid}` removes it, which is {safe}"
     )
 }
 

@@ -23,8 +23,9 @@ pub fn installed_check(root: &Root) -> Check {
     let what = || format!("read {CHECK}");
     let pattern =
         std::fs::read(root.path(CHECK)).map_err(|error| Failure::io(what(), &error)).and_then(|text| {
-            pattern(&String::from_utf8_lossy(&text))
-                .ok_or_else(|| Failure::new(what(), "its check of a keyring is none that is understood"))
+            pattern(&String::from_utf8_lossy(&text)).ok_or_else(|| {
+                Failure::new(what(), "its check of a keyring is not one that rbd-preflight knows")
+            })
         });
     pattern.into()
 }

@@ -34,7 +34,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Reads every guest's config. One that has just gone or cannot be read names nothing: this is only told.
+    /// Reads every guest's config. One that has just gone or cannot be read names nothing: this is only reported.
     pub fn read(root: &Root, storages: &StorageConfig) -> Result<Self, Failure> {
         let mut index = Self::default();
         for file in all_guests(root)? {

@@ -192,7 +192,7 @@ mod tests {
         }
     }
 
-    /// What is told of a VM's hookscript and of its cloud-init snippet.
+    /// What is reported of a VM's hookscript and of its cloud-init snippet.
     fn told(root: &Root, hookscript: &str, user: &str) -> Vec<(String, Option<String>)> {
         let config = "dir: aa\n\tpath /srv\n\nnfs: far\n\tpath /mnt/far\n\tserver s\n\texport /e\n\nlinbit: cc\n\nlvm: l1\n\tvgname v\n\n\
             rbd: ceph\n\tpool rbd\n";

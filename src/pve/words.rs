@@ -23,7 +23,7 @@ pub struct Dropped {
     pub unknown_option: bool,
 }
 
-/// Something in a config file worth telling: a dropped line, a doubled section.
+/// Something in a config file worth reporting: a dropped line, a doubled section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Note {

@@ -92,7 +92,7 @@ pub fn json(event: &Event, at: u64) -> Value {
     })
 }
 
-/// What `watch --metrics` writes: `standing` is what was told and is not over, `disks` how many disks of running guests
+/// What `watch --metrics` writes: `standing` is what was reported and is not over, `disks` how many disks of running guests
 /// are watched, `at` when the last look was, in seconds since 1970.
 pub fn metrics<'a>(node: &str, standing: impl Iterator<Item = &'a Trouble>, disks: usize, at: u64) -> String {
     let mut samples = Vec::new();
@@ -125,7 +125,7 @@ pub fn metrics<'a>(node: &str, standing: impl Iterator<Item = &'a Trouble>, disk
     [
         family(
             "watch_trouble",
-            "What the watcher has told and what is not over, by code and guest: 1.",
+            "What the watcher has reported and what is not over, by code and guest: 1.",
             samples,
         ),
         family(

@@ -32,7 +32,7 @@ const LARGEST_FILE: u64 = 1 << 20;
 pub enum Mode {
     /// Not at all.
     Off,
-    /// It reads and tells, and changes nothing.
+    /// It reads and reports, and changes nothing.
     Check,
     /// It also changes what is safe to change.
     Repair,
@@ -79,7 +79,7 @@ pub struct DiskSettings {
     pub krbd_features: Wanted,
     /// What may be changed.
     pub change: MayChange,
-    /// Codes of findings that shall not stop a start; they are told all the same.
+    /// Codes of findings that shall not stop a start; they are shown all the same.
     pub ignore: Vec<Code>,
 }
 

@@ -5,7 +5,7 @@ use crate::settings::{DiskSettings, Mode, Resolved};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// What `diagnose` and `plan` are told besides the survey.
+/// What `diagnose` and `plan` are given besides the survey.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     /// The settings for this guest and its storages.

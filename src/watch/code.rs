@@ -13,7 +13,7 @@ pub enum Gravity {
     Error,
 }
 
-/// What is told.
+/// What is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Code {
     /// A running guest's disk is dead.

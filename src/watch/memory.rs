@@ -23,7 +23,7 @@ use std::time::Duration;
 pub struct Memory {
     /// The disks of the guests that run here.
     pub disks: Vec<Disk>,
-    /// Images of which nothing is told.
+    /// Images of which nothing is reported.
     pub off: BTreeSet<Spec>,
     /// Why the guests cannot be read now.
     pub pve: Option<Failure>,
@@ -264,7 +264,7 @@ impl Memory {
             && theirs.may_be(ImageIdentity::new(fsid.unwrap_or(&mapping.fsid), &disk.image, None))
     }
 
-    /// Nothing is told of this mapping: its storage is off.
+    /// Nothing is reported of this mapping: its storage is off.
     pub fn is_off(&self, mapping: &Mapping) -> bool {
         self.off.contains(&mapping.spec()) && self.disk_of(mapping).is_none()
     }

@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(2);
 /// When to look again at a watch that is missing: krbd takes a lost one again every ten seconds (`RBD_RETRY_DELAY`).
 const AGAIN: Duration = Duration::from_secs(11);
 
-/// What is known, and what was told of it. Every `now` is a time that only goes forward ([`crate::sys::time::since_boot`]).
+/// What is known, and what was reported of it. Every `now` is a time that only goes forward ([`crate::sys::time::since_boot`]).
 #[derive(Debug, Default)]
 pub struct Watch {
     memory: Memory,
@@ -66,7 +66,7 @@ impl Watch {
         self.tell(now)
     }
 
-    /// What was told and is not over.
+    /// What was reported and is not over.
     pub fn standing(&self) -> impl Iterator<Item = &Trouble> {
         self.told.values()
     }
@@ -136,7 +136,7 @@ impl Watch {
         lost.is_some_and(|at| at >= then) || listed.is_some_and(|at| at > then)
     }
 
-    /// What is new and what is over, against what was told.
+    /// What is new and what is over, against what was reported.
     fn tell(&mut self, now: Duration) -> Vec<Event> {
         let wrong = troubles::now(&self.memory, now);
         let begun = wrong.iter().filter(|(key, _)| !self.told.contains_key(key));

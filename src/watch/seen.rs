@@ -24,7 +24,7 @@ pub struct Guests {
     pub disks: Vec<Disk>,
     /// Guests of which it could not be found out whether they run, or which disks they have.
     pub unsure: BTreeSet<u32>,
-    /// Images on storages that are off: of those nothing is told.
+    /// Images on storages that are off: of those nothing is reported.
     pub off: BTreeSet<Spec>,
 }
 

@@ -23,7 +23,7 @@ impl Key {
     }
 }
 
-/// A state that is told.
+/// A state that is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// What it is.
@@ -85,7 +85,7 @@ pub struct Event {
     pub trouble: Trouble,
 }
 
-/// Entries of one cluster's blocklist that came or went together are told together: a ceph-mgr that hands over leaves
+/// Entries of one cluster's blocklist that came or went together are reported together: a ceph-mgr that hands over leaves
 /// ten at once.
 pub fn joined(events: Vec<Event>) -> Vec<Event> {
     let mut told: Vec<Event> = Vec::with_capacity(events.len());

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 /// How long no read or write may have failed for that to be over.
 const QUIET: Duration = Duration::from_secs(300);
-/// How long nobody here may be seen to watch an image before that is told. krbd takes a lost watch again at once, and
+/// How long nobody here may be seen to watch an image before that is reported. krbd takes a lost watch again at once, and
 /// every ten seconds after that, and so does librbd; an OSD that restarts loses all of its watches.
 const RETAKEN: Duration = Duration::from_secs(20);
-/// How often in a row a cluster may give no answer without being told: monitors elect a leader within seconds.
+/// How often in a row a cluster may give no answer before that is reported: monitors elect a leader within seconds.
 const UNANSWERED: u32 = 2;
 
 type Wrong = BTreeMap<Key, Trouble>;

@@ -1,5 +1,5 @@
 //! Safety rules 7 and 8: whatever goes wrong at whatever command of a plan, the next undisturbed run ends where an
-//! undisturbed run ends, and `history` tells what happened.
+//! undisturbed run ends, and `history` shows what happened.
 //!
 //! `RBD_PREFLIGHT_FAULTS=N` tries N moments in the middle of each command instead of one.
 

@@ -61,7 +61,11 @@ fn arguments_are_checked() {
         assert_eq!(node.run(arguments).code, 2, "{arguments:?}");
     }
     let later = node.run(["hook", "516", "pre-something"]);
-    assert_eq!((later.code, later.stderr.as_str()), (0, ""), "a phase of a later Proxmox VE is none of ours");
+    assert_eq!(
+        (later.code, later.stderr.as_str()),
+        (0, ""),
+        "a phase that only a later Proxmox VE knows is left alone"
+    );
 }
 
 /// The libraries that a process has opened are seen from outside, by the kernel's own list.
