@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::error::Error;
+use std::path::Path;
 use std::{fmt, io};
 
 /// A positive errno.
@@ -154,6 +155,11 @@ impl Failure {
             Some(errno) => Self::errno(what, errno),
             None => Self::new(what, cause_text(error)),
         }
+    }
+
+    /// The same with what was done to which path: `read /etc/pve/storage.cfg`.
+    pub fn path(verb: &str, path: impl AsRef<Path>, error: &io::Error) -> Self {
+        Self::io(format!("{verb} {}", path.as_ref().display()), error)
     }
 
     /// A failure without an errno.

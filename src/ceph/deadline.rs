@@ -40,7 +40,7 @@ pub fn run<News: Send + 'static>(
     thread::Builder::new()
         .name("ceph".to_owned())
         .spawn(move || work(&tell, &worker))
-        .map_err(|error| Failure::new("start a thread", error.to_string()))?;
+        .map_err(|error| Failure::io("start a thread", &error))?;
     loop {
         match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(news) => hear(news),

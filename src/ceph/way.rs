@@ -174,7 +174,7 @@ fn look(connection: &Connection, knock: bool) -> Way {
     let named = named(connection, &path, text.as_deref().unwrap_or_default());
     let conf = match text {
         Ok(text) => Reading::Known(ConfFile { junk: first_junk(&text), path }),
-        Err(error) => Reading::Unknown(Failure::io(format!("read {path}"), &error)),
+        Err(error) => Reading::Unknown(Failure::path("read", path, &error)),
     };
     let hosts = named.as_ref().map(|named| resolve(monitors(&named.text))).unwrap_or_default();
     let knocks = if knock { knock_at(&hosts) } else { Vec::new() };

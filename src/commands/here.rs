@@ -14,14 +14,13 @@ use crate::pve::needs::{self, Place};
 use crate::pve::node::{GuestFile, all_guests, node_name};
 use crate::pve::snippet;
 use crate::pve::storage::{self, StorageConfig};
-use crate::reading::{Failure, Reading, error_text};
+use crate::reading::{Failure, error_text};
 use crate::rehearsal::{as_rehearsed, lacking};
 use crate::settings::policy::Policy;
 use crate::sys::root::Root;
 use anyhow::Result;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 
 /// Looks at every guest of the cluster as if it were this node's.
 pub fn look(root: &Root, manner: Manner) -> Result<Seen> {
@@ -121,13 +120,7 @@ impl Rehearsal<'_> {
         };
         let earlier = |volid: &str| crate::hook::snippet::ours(volid)?.earlier;
         let needs = needs::needs(file.kind, &config, &self.storages, earlier);
-        let there = |path: &str| match std::fs::metadata(self.root.path(path)) {
-            Ok(_) => Reading::Known(true),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                Reading::Known(false)
-            }
-            Err(error) => Reading::Unknown(Failure::new(format!("look for {path}"), error.to_string())),
-        };
+        let there = |path: &str| self.root.exists(path).into();
         let runs = |path: &str, volid: &str| snippet::check(self.root, path, volid);
         let guest = (survey.guest.vmid, home);
         let disks: Vec<&str> = survey.disks.iter().map(|disk| disk.disk.key.as_str()).collect();

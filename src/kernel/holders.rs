@@ -191,7 +191,8 @@ impl Devices {
         stacked: bool,
     ) -> Result<(), Failure> {
         let directory = root.path(format!("/sys/block/{disk}"));
-        let Some(entries) = or_gone(names(&directory)).map_err(|e| failure("list", &directory, &e))? else {
+        let Some(entries) = or_gone(names(&directory)).map_err(|e| Failure::path("list", &directory, &e))?
+        else {
             return Ok(());
         };
         let is_partition = |name: &&String| {
@@ -221,7 +222,8 @@ impl Devices {
             return Ok(());
         }
         let holders = directory.join("holders");
-        let on_it = or_gone(names(&holders)).map_err(|e| failure("list", &holders, &e))?.unwrap_or_default();
+        let on_it =
+            or_gone(names(&holders)).map_err(|e| Failure::path("list", &holders, &e))?.unwrap_or_default();
         for above in on_it.iter().chain(loops.get(device).into_iter().flatten()) {
             self.add_disk(root, loops, id, above, true)?;
         }
@@ -275,7 +277,7 @@ type Loops = BTreeMap<String, Vec<String>>;
 fn loops(root: &Root) -> Result<Loops, Failure> {
     let directory = root.path("/sys/block");
     let mut loops = Loops::new();
-    for name in names(&directory).map_err(|e| failure("list", &directory, &e))? {
+    for name in names(&directory).map_err(|e| Failure::path("list", &directory, &e))? {
         if !name.starts_with("loop") {
             continue;
         }
@@ -305,7 +307,8 @@ impl Scan<'_> {
     /// `/proc/swaps`: a heading, then lines that begin with the file's name. A kernel without swap has no such file.
     fn swaps(&mut self) -> Result<(), Failure> {
         let file = self.root.path("/proc/swaps");
-        let text = or_gone(fs::read(&file)).map_err(|e| failure("read", &file, &e))?.unwrap_or_default();
+        let text =
+            or_gone(fs::read(&file)).map_err(|e| Failure::path("read", &file, &e))?.unwrap_or_default();
         for line in text.split(|&byte| byte == b'\n').skip(1) {
             let path = unescaped(line.split(u8::is_ascii_whitespace).next().unwrap_or_default());
             let node = self.root.path(OsStr::from_bytes(&path));
@@ -322,7 +325,7 @@ impl Scan<'_> {
         let own = self.own_mounts(&proc)?;
         let mut namespaces: BTreeSet<PathBuf> = fs::read_link(proc.join("self/ns/mnt")).into_iter().collect();
         let mut elsewhere = BTreeSet::new();
-        for name in names(&proc).map_err(|e| failure("list", &proc, &e))? {
+        for name in names(&proc).map_err(|e| Failure::path("list", &proc, &e))? {
             let Ok(pid) = name.parse::<u32>() else { continue };
             let directory = proc.join(&name);
             self.open_files(pid, &directory)?;
@@ -338,7 +341,7 @@ impl Scan<'_> {
 
     fn own_mounts(&mut self, proc: &Path) -> Result<BTreeSet<Mount>, Failure> {
         let file = proc.join("self/mountinfo");
-        let text = fs::read(&file).map_err(|e| failure("read", &file, &e))?;
+        let text = fs::read(&file).map_err(|e| Failure::path("read", &file, &e))?;
         let mounts = self.mounts(&text);
         for (device, at) in mounts.iter().cloned() {
             self.found.insert(Holder::Mount { device, at, seen_by: None });
@@ -498,11 +501,7 @@ fn or_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 fn look<T>(result: io::Result<T>, place: &Path) -> Result<Option<T>, Failure> {
-    or_gone(result).map_err(|e| failure("look at", place, &e))
-}
-
-fn failure(verb: &str, place: &Path, e: &io::Error) -> Failure {
-    Failure::io(format!("{verb} {}", place.display()), e)
+    or_gone(result).map_err(|e| Failure::path("look at", place, &e))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ pub fn supported_features(root: &Root) -> Result<Option<Features>, Failure> {
             None => Err(Failure::new(format!("read {FILE}"), format!("`{text}` is no set of features"))),
         },
         Err(e) if absent(&e) => Ok(None),
-        Err(e) => Err(failure(Path::new(FILE), &e)),
+        Err(e) => Err(Failure::path("read", FILE, &e)),
     }
 }
 
@@ -42,11 +42,11 @@ fn read_mappings(root: &Root) -> Result<Vec<Mapping>, Failure> {
     let entries = match fs::read_dir(&devices) {
         Ok(entries) => entries,
         Err(e) if absent(&e) && root.path("/sys/bus").is_dir() => return Ok(Vec::new()),
-        Err(e) => return Err(failure(&devices, &e)),
+        Err(e) => return Err(Failure::path("read", &devices, &e)),
     };
     let mut mappings = Vec::new();
     for entry in entries {
-        let name = entry.map_err(|e| failure(&devices, &e))?.file_name();
+        let name = entry.map_err(|e| Failure::path("read", &devices, &e))?.file_name();
         if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
             mappings.extend(mapping(root, &devices.join(name), id)?);
         }
@@ -61,8 +61,8 @@ fn mapping(root: &Root, device: &Path, id: u32) -> Result<Option<Mapping>, Failu
     for _ in 0..TRIES {
         match try_mapping(root, device, id) {
             Ok(mapping) => return Ok(Some(mapping)),
-            Err((file, e)) if absent(&e) => last = Some(failure(&file, &e)),
-            Err((file, e)) => return Err(failure(&file, &e)),
+            Err((file, e)) if absent(&e) => last = Some(Failure::path("read", &file, &e)),
+            Err((file, e)) => return Err(Failure::path("read", &file, &e)),
         }
         if !device.exists() {
             return Ok(None);
@@ -158,10 +158,6 @@ fn read(file: &Path) -> io::Result<String> {
 /// The file or its device is gone.
 fn absent(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(ENOENT | ENODEV))
-}
-
-fn failure(file: &Path, e: &io::Error) -> Failure {
-    Failure::io(format!("read {}", file.display()), e)
 }
 
 #[cfg(test)]

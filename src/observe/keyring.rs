@@ -34,7 +34,7 @@ pub fn keyring_facts(connection: &Connection, check: &Check) -> Option<KeyringFa
             accepted: Reading::Known(true),
         },
         Err(error) => {
-            let failure = Failure::io(format!("read {path}"), &error);
+            let failure = Failure::path("read", path, &error);
             let accepted = Reading::Unknown(failure.clone());
             KeyringFacts { content: Reading::Unknown(failure), accepted }
         }

@@ -6,7 +6,6 @@ use super::storage::RbdStorage;
 use crate::reading::Failure;
 use crate::sys::root::Root;
 use serde::{Deserialize, Serialize};
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// The connection options of one rbd storage (`PVE::CephConfig::ceph_connect_option`).
@@ -38,7 +37,7 @@ pub fn connection(root: &Root, storage: &RbdStorage) -> Result<Connection, Failu
     let private = format!("/etc/pve/priv/ceph/{}", storage.id);
     let conf = match storage.monhost {
         None => Some(shown(root.path("/etc/pve/ceph.conf"))),
-        Some(_) => existing(root.path(format!("{private}.conf")))?,
+        Some(_) => existing(root, &format!("{private}.conf"))?,
     };
     Ok(Connection {
         conf,
@@ -48,7 +47,7 @@ pub fn connection(root: &Root, storage: &RbdStorage) -> Result<Connection, Failu
             .map(|monhost| mon_host(monhost))
             .filter(|list| is_true(list.as_bytes())),
         user: storage.username.clone().filter(|user| user != "0").unwrap_or_else(|| "admin".to_owned()),
-        keyring: existing(root.path(format!("{private}.keyring")))?,
+        keyring: existing(root, &format!("{private}.keyring"))?,
     })
 }
 
@@ -83,12 +82,8 @@ pub fn arguments(pool: &str, namespace: Option<&str>, connection: &Connection) -
 }
 
 /// The path, if there is a file.
-fn existing(path: PathBuf) -> Result<Option<String>, Failure> {
-    match std::fs::metadata(&path) {
-        Ok(_) => Ok(Some(shown(path))),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(Failure::io(format!("look for {}", path.display()), &error)),
-    }
+fn existing(root: &Root, path: &str) -> Result<Option<String>, Failure> {
+    Ok(root.exists(path)?.then(|| shown(root.path(path))))
 }
 
 fn shown(path: PathBuf) -> String {

@@ -6,7 +6,6 @@ use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 
 const RESOURCES: &str = "/etc/pve/ha/resources.cfg";
 const STATUS: &str = "/etc/pve/ha/manager_status";
@@ -22,11 +21,7 @@ pub struct Resource {
 
 /// The guests that the HA manager looks after, by number; none where there is no such file.
 pub fn resources(root: &Root) -> Result<BTreeMap<u32, Resource>, Failure> {
-    match std::fs::read_to_string(root.path(RESOURCES)) {
-        Ok(text) => Ok(parse(&text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
-        Err(error) => Err(Failure::io(format!("read {RESOURCES}"), &error)),
-    }
+    Ok(root.read_text(RESOURCES)?.map(|text| parse(&text)).unwrap_or_default())
 }
 
 /// How a cluster's HA stack was disarmed (`ha-manager crm-command disarm-ha MODE`, pve-ha-manager 5.2 and later).
@@ -46,15 +41,18 @@ pub fn disarm(root: &Root) -> Reading<Option<Disarm>> {
         #[serde(default)]
         disarm: Option<Disarm>,
     }
-    let what = || format!("read {STATUS}");
-    match std::fs::read(root.path(STATUS)) {
-        Ok(bytes) if bytes.trim_ascii().is_empty() => Reading::Known(None),
-        Ok(bytes) => match serde_json::from_slice::<Status>(&bytes) {
-            Ok(status) => Reading::Known(status.disarm),
-            Err(error) => Reading::Unknown(Failure::new(what(), format!("not pmxcfs's JSON: {error}"))),
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => Reading::Known(None),
-        Err(error) => Reading::Unknown(Failure::io(what(), &error)),
+    let status = match root.read(STATUS) {
+        Ok(status) => status.unwrap_or_default(),
+        Err(failure) => return Reading::Unknown(failure),
+    };
+    if status.trim_ascii().is_empty() {
+        return Reading::Known(None);
+    }
+    match serde_json::from_slice::<Status>(&status) {
+        Ok(status) => Reading::Known(status.disarm),
+        Err(error) => {
+            Reading::Unknown(Failure::new(format!("read {STATUS}"), format!("not pmxcfs's JSON: {error}")))
+        }
     }
 }
 

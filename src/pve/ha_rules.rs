@@ -9,7 +9,6 @@ use super::sections::{Section, sections};
 use crate::reading::Failure;
 use crate::sys::root::Root;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 
 /// The rules that bind.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,11 +33,7 @@ struct Placement {
 impl Rules {
     /// Reads the rules; a file that is not there has none in it.
     pub fn read(root: &Root) -> Result<Self, Failure> {
-        let text = |file: &str| match std::fs::read_to_string(root.path(file)) {
-            Ok(text) => Ok(text),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-            Err(error) => Err(Failure::new(format!("read {file}"), error.to_string())),
-        };
+        let text = |file: &str| root.read_text(file).map(Option::unwrap_or_default);
         let (rules, groups) = (text("/etc/pve/ha/rules.cfg")?, text("/etc/pve/ha/groups.cfg")?);
         Ok(Self::of(&rules, &groups, &text("/etc/pve/ha/resources.cfg")?))
     }

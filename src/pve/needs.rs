@@ -15,7 +15,7 @@ use super::words::Kind;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::path::Path;
 
 /// One thing that a config asks for.
@@ -279,7 +279,7 @@ impl Place {
             node: node.to_owned(),
             processors: match std::fs::read_to_string(&cpuinfo) {
                 Ok(text) => Reading::Known(text.lines().filter(|line| is_processor(line)).count() as u64),
-                Err(error) => Reading::Unknown(failure("read", &cpuinfo, &error)),
+                Err(error) => Reading::Unknown(Failure::path("read", &cpuinfo, &error)),
             },
             networks: names(&at("/sys/class/net")).map(|names| names.into_iter().collect()).into(),
             pci: devices("/sys/bus/pci/devices", "vendor", "device"),
@@ -296,7 +296,7 @@ fn is_processor(line: &str) -> bool {
 
 /// The names in a directory.
 fn names(path: &Path) -> Result<Vec<String>, Failure> {
-    let told = |error: Error| failure("list", path, &error);
+    let told = |error: Error| Failure::path("list", path, &error);
     let entries = std::fs::read_dir(path).map_err(told)?;
     let named = |entry: std::io::Result<std::fs::DirEntry>| entry.map(|entry| entry.file_name());
     let names: Vec<_> = entries.map(named).collect::<Result<_, _>>().map_err(told)?;
@@ -305,15 +305,7 @@ fn names(path: &Path) -> Result<Vec<String>, Failure> {
 
 /// A file's text; none where there is no such file.
 fn read(root: &Root, file: &str) -> Result<String, Failure> {
-    match std::fs::read_to_string(root.path(file)) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(failure("read", Path::new(file), &error)),
-    }
-}
-
-fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
-    Failure::io(format!("{verb} {}", path.display()), error)
+    root.read_text(file).map(Option::unwrap_or_default)
 }
 
 /// `map node=pve1,path=0000:01:00.0,id=10de:1eb8`: of each name the entries for a node.

@@ -26,7 +26,7 @@ impl GuestFile {
     /// The config's bytes.
     pub fn read(&self, root: &Root) -> Result<Vec<u8>, Failure> {
         let path = root.path(&self.file);
-        std::fs::read(&path).map_err(|error| failure("read", &path, &error))
+        std::fs::read(&path).map_err(|error| Failure::path("read", &path, &error))
     }
 }
 
@@ -50,7 +50,7 @@ pub fn find_guest(root: &Root, vmid: u32) -> Result<Option<GuestFile>, Failure> 
     for node in nodes(root)? {
         for kind in [Kind::Qemu, Kind::Lxc] {
             let file = format!("{}/{vmid}.conf", directory(&node, kind));
-            if exists(&root.path(&file))? {
+            if root.exists(&file)? {
                 return Ok(Some(GuestFile { vmid, kind, node, file }));
             }
         }
@@ -112,7 +112,7 @@ fn guest_number(name: &str) -> Option<u32> {
 
 /// The names in a directory, sorted; `None` if it is not there.
 fn names(path: &Path) -> Result<Option<Vec<String>>, Failure> {
-    let told = |error: &Error| failure("list", path, error);
+    let told = |error: &Error| Failure::path("list", path, error);
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -125,18 +125,6 @@ fn names(path: &Path) -> Result<Option<Vec<String>>, Failure> {
     }
     names.sort();
     Ok(Some(names))
-}
-
-fn exists(path: &Path) -> Result<bool, Failure> {
-    match std::fs::metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
-        Err(error) => Err(failure("look for", path, &error)),
-    }
-}
-
-fn failure(verb: &str, path: &Path, error: &Error) -> Failure {
-    Failure::io(format!("{verb} {}", path.display()), error)
 }
 
 /// What pmxcfs says of the cluster.
@@ -166,19 +154,19 @@ pub fn pve_has_quorum(root: &Root) -> bool {
 
 /// This node is one of a cluster, or may be: `/etc/pve/corosync.conf` is there, or cannot be looked for.
 pub fn is_clustered(root: &Root) -> bool {
-    exists(&root.path("/etc/pve/corosync.conf")).unwrap_or(true)
+    root.exists("/etc/pve/corosync.conf").unwrap_or(true)
 }
 
+const MEMBERS: &str = "/etc/pve/.members";
+
 fn ask_quorum(root: &Root) -> Result<bool, Failure> {
-    let path = root.path("/etc/pve/.members");
-    let said = match std::fs::read(&path) {
-        Ok(text) => members_quorate(&path, &text)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(link(root)?.mode() & 0o200 != 0),
-        Err(error) => return Err(failure("read", &path, &error)),
+    let said = match root.read(MEMBERS)? {
+        Some(text) => members_quorate(&text)?,
+        None => return Ok(link(root)?.mode() & 0o200 != 0),
     };
-    if said.is_none() && exists(&root.path("/etc/pve/corosync.conf"))? {
+    if said.is_none() && root.exists("/etc/pve/corosync.conf")? {
         let why = "this node has not met its cluster yet: corosync is not up, or has just started (`systemctl status corosync`)";
-        return Err(Failure::new(format!("read {}", path.display()), why));
+        return Err(Failure::new(format!("read {MEMBERS}"), why));
     }
     if said == Some(false) {
         return Ok(false);
@@ -192,17 +180,16 @@ fn ask_quorum(root: &Root) -> Result<bool, Failure> {
 }
 
 /// `None`: it says nothing of a cluster.
-fn members_quorate(path: &Path, text: &[u8]) -> Result<Option<bool>, Failure> {
-    let members: Members = serde_json::from_slice(text).map_err(|error| {
-        Failure::new(format!("read {}", path.display()), format!("not pmxcfs's JSON: {error}"))
-    })?;
+fn members_quorate(text: &[u8]) -> Result<Option<bool>, Failure> {
+    let members: Members = serde_json::from_slice(text)
+        .map_err(|error| Failure::new(format!("read {MEMBERS}"), format!("not pmxcfs's JSON: {error}")))?;
     Ok(members.cluster.map(|cluster| cluster.quorate == 1))
 }
 
 /// What there is of the link `/etc/pve/local` itself.
 fn link(root: &Root) -> Result<std::fs::Metadata, Failure> {
     let path = root.path("/etc/pve/local");
-    std::fs::symlink_metadata(&path).map_err(|error| failure("look at", &path, &error))
+    std::fs::symlink_metadata(&path).map_err(|error| Failure::path("look at", &path, &error))
 }
 
 /// The guest runs on this node.
@@ -217,12 +204,13 @@ pub fn running(root: &Root, kind: Kind, vmid: u32) -> Reading<bool> {
 /// QEMU's pid file names a live process that is this VM's QEMU (`PVE::QemuServer::Helpers::vm_running_locally`).
 fn vm_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
     let pid_file = format!("/var/run/qemu-server/{vmid}.pid");
-    let Some((path, text)) = first_file(root, [&pid_file, &format!("/run/qemu-server/{vmid}.pid")])? else {
+    let other = format!("/run/qemu-server/{vmid}.pid");
+    let Some((file, text)) = first_file(root, [&pid_file, &other])? else {
         return Ok(false);
     };
     let Ok(pid) = lossy(&text).trim().parse::<u32>() else {
         // QEMU may be writing it right now
-        return Err(Failure::new(format!("read {}", path.display()), "it holds no process number"));
+        return Err(Failure::new(format!("read {file}"), "it holds no process number"));
     };
     let path = root.path(format!("/proc/{pid}/cmdline"));
     let command = match std::fs::read(&path) {
@@ -231,7 +219,7 @@ fn vm_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
         Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(ESRCH) => {
             return Ok(false);
         }
-        Err(error) => return Err(failure("read", &path, &error)),
+        Err(error) => return Err(Failure::path("read", &path, &error)),
     };
     let words: Vec<&[u8]> = command.split(|&byte| byte == 0).collect();
     let says = |option: &[u8], value: &str| words.windows(2).any(|pair| pair == [option, value.as_bytes()]);
@@ -241,12 +229,10 @@ fn vm_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
 const ESRCH: i32 = nix::errno::Errno::ESRCH as i32;
 
 /// The first of two files that is there. Real nodes have `/var/run` as a link to `/run`, test trees may not.
-fn first_file(root: &Root, files: [&String; 2]) -> Result<Option<(PathBuf, Vec<u8>)>, Failure> {
-    for path in files.map(|file| root.path(file)) {
-        match std::fs::read(&path) {
-            Ok(text) => return Ok(Some((path, text))),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(failure("read", &path, &error)),
+fn first_file<'a>(root: &Root, files: [&'a String; 2]) -> Result<Option<(&'a String, Vec<u8>)>, Failure> {
+    for file in files {
+        if let Some(text) = root.read(file)? {
+            return Ok(Some((file, text)));
         }
     }
     Ok(None)
@@ -256,8 +242,8 @@ fn first_file(root: &Root, files: [&String; 2]) -> Result<Option<(PathBuf, Vec<u
 /// own table of sockets has no network of its own, so the running kernel's tells.
 fn container_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
     let own = root.path("/proc/net/unix");
-    let path = if exists(&root.path("/proc/net"))? { own } else { PathBuf::from("/proc/net/unix") };
-    let table = std::fs::read(&path).map_err(|error| failure("read", &path, &error))?;
+    let path = if root.exists("/proc/net")? { own } else { PathBuf::from("/proc/net/unix") };
+    let table = std::fs::read(&path).map_err(|error| Failure::path("read", &path, &error))?;
     let socket = format!("@/var/lib/lxc/{vmid}/command");
     let is_socket = |line: &[u8]| line.split(|&byte| byte == b' ').next_back() == Some(socket.as_bytes());
     Ok(table.split(|&byte| byte == b'\n').any(is_socket))

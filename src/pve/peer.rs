@@ -6,7 +6,6 @@ use crate::sys::command::Command;
 use crate::sys::root::Root;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -36,11 +35,7 @@ pub fn members(root: &Root) -> Result<BTreeMap<String, Member>, Failure> {
         ip: Option<String>,
     }
     const FILE: &str = "/etc/pve/.members";
-    let text = match std::fs::read(root.path(FILE)) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(Failure::new(format!("read {FILE}"), error.to_string())),
-    };
+    let Some(text) = root.read(FILE)? else { return Ok(BTreeMap::new()) };
     let file: File = serde_json::from_slice(&text)
         .map_err(|error| Failure::new(format!("read {FILE}"), format!("not pmxcfs's JSON: {error}")))?;
     let member = |member: RawMember| Member {

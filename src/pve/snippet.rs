@@ -109,7 +109,7 @@ fn stat(root: &Root, path: &str) -> Result<Option<Found>, Failure> {
         let _ = tell.send(std::fs::metadata(real));
     };
     let what = || format!("look at {path}");
-    std::thread::Builder::new().spawn(look).map_err(|error| Failure::new(what(), error.to_string()))?;
+    std::thread::Builder::new().spawn(look).map_err(|error| Failure::io(what(), &error))?;
     match told.recv_timeout(PATIENCE) {
         Ok(Ok(meta)) => {
             Ok(Some(Found { file: meta.is_file(), executable: meta.permissions().mode() & 0o111 != 0 }))

@@ -134,7 +134,7 @@ pub fn load(root: &Root) -> Result<StorageConfig, Failure> {
     const FILE: &str = "/etc/pve/storage.cfg";
     let path = root.path(FILE);
     let bytes = std::fs::read(&path).map_err(|error| {
-        let mut failure = Failure::io(format!("read {}", path.display()), &error);
+        let mut failure = Failure::path("read", &path, &error);
         failure.message.push_str("; is pmxcfs (pve-cluster.service) running?");
         failure
     })?;

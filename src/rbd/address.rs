@@ -1,6 +1,6 @@
 //! Addresses of Ceph's clients: `10.0.0.1:0/492268007` and `[fd00::1]:0/492268007`, host, port and nonce.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// An address without its messenger's type: `v1:10.0.0.1:0/4` and `v2:10.0.0.1:0/4` are one client's
 /// (librbd's `BreakRequest` and krbd's `find_watcher` compare without it too).
@@ -18,7 +18,7 @@ pub fn in_range(address: &str, range: &str) -> bool {
     let covers = || {
         let (place, length) = range.rsplit_once('/')?;
         let length: u32 = length.parse().ok()?;
-        match (host_of(place).or_else(|| place.parse().ok())?, host_of(address)?) {
+        match (host_of(place)?, host_of(address)?) {
             (IpAddr::V4(a), IpAddr::V4(b)) => {
                 let mask = u32::MAX.checked_shl(32_u32.checked_sub(length)?).unwrap_or(0);
                 Some(a.to_bits() & mask == b.to_bits() & mask)
@@ -33,11 +33,13 @@ pub fn in_range(address: &str, range: &str) -> bool {
     covers().unwrap_or(false)
 }
 
-/// The host of `10.0.0.1:0/492268007` or `[fd00::1]:0/492268007`.
+/// The host of an address: `10.0.0.1:0/492268007`, `v2:[fd00::1]:3300/0`, `[fd00::1]`, `fd00::1`; an IPv4 address that is written
+/// as IPv6 is one. `None` for a name.
 pub fn host_of(address: &str) -> Option<IpAddr> {
-    let place = address.split('/').next()?;
-    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+    let place = bare_address(address.trim()).split('/').next()?;
+    let bare = place.strip_prefix('[').and_then(|place| place.strip_suffix(']')).unwrap_or(place);
+    let with_port = || Some(place.parse::<SocketAddr>().ok()?.ip());
+    bare.parse().ok().or_else(with_port).map(|host: IpAddr| host.to_canonical())
 }
 
 #[cfg(test)]
@@ -49,5 +51,19 @@ mod tests {
         assert_eq!(bare_address("v1:10.0.0.1:0/492268007"), "10.0.0.1:0/492268007");
         assert_eq!(bare_address("v2:[fd00::1]:0/7"), "[fd00::1]:0/7");
         assert_eq!(bare_address("10.0.0.1:0/7"), "10.0.0.1:0/7");
+    }
+
+    #[test]
+    fn addresses_are_read_in_every_spelling() {
+        let ip = |text: &str| host_of(text).map(|ip| ip.to_string());
+        for text in ["10.0.0.2:0/77", "v1:10.0.0.2:0/77", "10.0.0.2", "10.0.0.2:6789", "::ffff:10.0.0.2"] {
+            assert_eq!(ip(text).as_deref(), Some("10.0.0.2"), "{text}");
+        }
+        for text in ["[fd00::2]:0/77", "v2:[fd00::2]:0/77", "fd00::2", "[fd00:0:0::2]"] {
+            assert_eq!(ip(text).as_deref(), Some("fd00::2"), "{text}");
+        }
+        for text in ["", "-", "pve2:0/7", "10.0.0.2.3"] {
+            assert_eq!(ip(text), None, "{text}");
+        }
     }
 }
