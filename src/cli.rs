@@ -11,7 +11,13 @@ use std::path::PathBuf;
 
 /// Makes sure that a Proxmox VE guest's Ceph RBD disks can be opened before it starts.
 #[derive(Debug, Parser)]
-#[command(name = "rbd-preflight", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "rbd-preflight",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    help_expected = true
+)]
 #[command(after_help = "Exit codes: 0 ready, 1 error, 2 usage, 3 something would stop the start, \
 4 refused for safety, 75 busy, 124 deadline passed.")]
 pub struct Cli {
@@ -26,7 +32,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show what would stop a start, and what repair would do; changes nothing
@@ -57,7 +63,7 @@ pub enum Command {
     Hook(Hook),
 }
 
-/// Which guests.
+/// The guests that a command is for: by number, or all of this node.
 #[derive(Debug, Args)]
 pub struct Guests {
     /// Guests by number
@@ -68,7 +74,7 @@ pub struct Guests {
     pub all: bool,
 }
 
-/// `check`
+/// The options of `check`.
 #[derive(Debug, Args)]
 pub struct Check {
     /// Which guests to look at
@@ -125,7 +131,7 @@ fn code(text: &str) -> Result<Code, String> {
     Code::from_name(text).ok_or_else(|| "there is no such finding; docs/findings.md lists them".to_owned())
 }
 
-/// `rehearse`
+/// The options of `rehearse`.
 #[derive(Debug, Args)]
 pub struct Rehearse {
     /// Ask only this node; may be given more than once
@@ -159,7 +165,7 @@ fn parallel(text: &str) -> Result<usize, String> {
     }
 }
 
-/// `repair`
+/// The options of `repair`.
 #[derive(Debug, Args)]
 pub struct Repair {
     /// Which guests to repair
@@ -187,7 +193,7 @@ pub struct Repair {
     pub deadline: Option<u64>,
 }
 
-/// `start`
+/// The options of `start`.
 #[derive(Debug, Args)]
 pub struct Start {
     /// The guest
@@ -207,7 +213,7 @@ pub struct Start {
     pub json: bool,
 }
 
-/// `disks`
+/// The options of `disks`.
 #[derive(Debug, Args)]
 pub struct Disks {
     /// The guest
@@ -218,7 +224,7 @@ pub struct Disks {
     pub json: bool,
 }
 
-/// `history`
+/// The options of `history`.
 #[derive(Debug, Args)]
 pub struct History {
     /// Only runs on this guest
@@ -238,7 +244,7 @@ pub struct History {
     pub json: bool,
 }
 
-/// `undo`
+/// The options of `undo`.
 #[derive(Debug, Args)]
 pub struct Undo {
     /// The run to undo, as `history` names it
@@ -252,7 +258,7 @@ pub struct Undo {
     pub yes: bool,
 }
 
-/// `attach`
+/// The options of `attach`.
 #[derive(Debug, Args)]
 pub struct Attach {
     /// Which guests; of all, those that have RBD disks
@@ -266,7 +272,7 @@ pub struct Attach {
     pub manner: Manner,
 }
 
-/// `detach`
+/// The options of `detach`.
 #[derive(Debug, Args)]
 pub struct Detach {
     /// Which guests
@@ -291,7 +297,7 @@ pub struct Manner {
     pub json: bool,
 }
 
-/// `defaults`
+/// The options of `defaults`.
 #[derive(Debug, Args)]
 pub struct Defaults {
     /// Write `rbd_default_features` into `[global]` of /etc/pve/ceph.conf: names joined with commas, or a number (29,
@@ -306,7 +312,7 @@ pub struct Defaults {
     pub manner: Manner,
 }
 
-/// `doctor`
+/// The options of `doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Print JSON
@@ -314,7 +320,7 @@ pub struct Doctor {
     pub json: bool,
 }
 
-/// `watch`
+/// The options of `watch`.
 #[derive(Debug, Args)]
 pub struct Watch {
     /// Write metrics for the textfile collector of node_exporter; the file is there only while the watcher runs
@@ -328,7 +334,7 @@ pub struct Watch {
     pub json: bool,
 }
 
-/// `hook`
+/// The arguments that Proxmox VE gives a hookscript, and what the snippet adds.
 #[derive(Debug, Args)]
 pub struct Hook {
     /// The hookscript that the guest had before, which is called too; the snippet's name says it

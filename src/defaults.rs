@@ -78,7 +78,7 @@ pub enum Source {
     File(Setting),
     /// ceph.conf, by a line that only Ceph finds.
     FileSomewhere,
-    /// The monitors.
+    /// The monitors hold the value (`ceph config set`).
     Monitors(Held),
     /// Nobody has said anything.
     BuiltIn,
@@ -134,11 +134,11 @@ pub fn line(features: Features) -> String {
 pub struct Place {
     /// The storages that are reached so.
     pub storages: Vec<String>,
-    /// How.
+    /// How a storage of it is reached.
     pub connection: Connection,
     /// The ceph.conf that is read.
     pub conf: String,
-    /// What was seen.
+    /// What its new images get, and why.
     pub seen: DefaultFeatures,
     /// Where what holds comes from.
     pub source: Source,

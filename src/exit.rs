@@ -20,7 +20,7 @@ pub enum Exit {
     Refused = 4,
     /// Another run is at it; try later (`EX_TEMPFAIL`).
     Busy = 75,
-    /// The deadline passed.
+    /// The deadline passed before all was done (as `timeout` exits).
     Deadline = 124,
 }
 
@@ -37,7 +37,7 @@ impl Exit {
 /// An error with an exit code of its own.
 #[derive(Debug)]
 pub struct Coded {
-    /// The exit code.
+    /// The code that the process is to exit with.
     pub exit: Exit,
     /// What went wrong and what to do.
     pub message: String,

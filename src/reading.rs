@@ -13,7 +13,7 @@ pub type Errno = i32;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(rename = "Reading_of_{T}"))]
 #[serde(rename_all = "snake_case")]
 pub enum Reading<T> {
-    /// The outside answered.
+    /// The outside answered, and this is the answer.
     Known(T),
     /// It did not; nothing may be concluded or changed on this.
     Unknown(Failure),

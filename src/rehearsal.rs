@@ -30,18 +30,18 @@ pub struct Answer {
 /// A guest whose config a node could not read.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Unread {
-    /// The guest.
+    /// The guest's number.
     pub vmid: u32,
-    /// Why.
+    /// Why it could not be read.
     pub error: String,
 }
 
 /// What a node says of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Told {
-    /// The guest.
+    /// Which guest it is.
     pub guest: ToldGuest,
-    /// Its RBD disks.
+    /// Its RBD disks, as the node's `check --here` lists them.
     pub disks: Vec<ToldDisk>,
     /// What a start there would meet.
     pub findings: Vec<Said>,
@@ -50,9 +50,9 @@ pub struct Told {
 /// A guest in a node's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ToldGuest {
-    /// Its number.
+    /// The guest's number.
     pub vmid: u32,
-    /// Its name.
+    /// The guest's name, if it has one.
     pub name: Option<String>,
     /// It runs on the node that speaks; `None` where that is not known.
     pub running: Option<bool>,
@@ -64,9 +64,9 @@ pub struct ToldGuest {
 /// A disk in a node's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ToldDisk {
-    /// Its config key.
+    /// The disk's key in the config: `scsi0`.
     pub key: String,
-    /// Its storage.
+    /// The disk's storage.
     pub storage: String,
     /// `unknown` where the image could not be read.
     pub state: String,
@@ -84,15 +84,15 @@ pub struct ToldImage {
 /// A finding as a node says it. Its code may be one that this version does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Said {
-    /// What.
+    /// The finding's code, which another version's node may have and this one not.
     pub code: String,
-    /// How grave.
+    /// How grave the node calls it.
     pub severity: Severity,
     /// The disk's config key.
     pub disk: Option<String>,
-    /// One sentence.
+    /// What it means, in one sentence.
     pub summary: String,
-    /// What was seen.
+    /// What was seen that it rests on.
     pub detail: String,
 }
 
@@ -138,16 +138,16 @@ impl Silence {
 /// A node and what it says, or why it says nothing and in detail.
 #[derive(Debug, Clone)]
 pub struct Column {
-    /// The node.
+    /// The node's name.
     pub node: String,
-    /// What it says.
+    /// What it says of every guest, or why nothing came.
     pub answer: Result<Answer, (Silence, String)>,
 }
 
 /// A guest of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
-    /// Its number.
+    /// The guest's number.
     pub vmid: u32,
     /// Virtual machine or container.
     pub kind: Kind,
@@ -160,9 +160,9 @@ pub struct Listed {
 /// A guest and what a start on each node would meet, in the order of the columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The guest.
+    /// Which guest it is, and whose.
     pub guest: Listed,
-    /// Its name.
+    /// The guest's name, if it has one.
     pub name: Option<String>,
     /// It runs on its own node; `None` where that is not known.
     pub running: Option<bool>,

@@ -30,9 +30,9 @@ pub struct Hands<'a> {
     pub vmid: u32,
     /// This run, for the journal.
     pub run: &'a RunId,
-    /// What justifies it.
+    /// What justifies a change: it has to ask for it again after a fresh look.
     pub rule: &'a dyn Rule,
-    /// Runs `rbd`.
+    /// Runs `rbd`; a test's own one elsewhere.
     pub runner: &'a (dyn Runner + Sync),
     /// The time that is left for one command.
     pub time: TimeLimit,

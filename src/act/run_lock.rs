@@ -14,7 +14,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// What is locked.
+/// The name of what is locked, which becomes its file's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     /// The parts, such as `image`, fsid, pool, namespace, image.
@@ -25,7 +25,7 @@ pub struct Name {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Holder {
-    /// The process.
+    /// Its process id.
     pub pid: u32,
     /// The guest it works for.
     pub vmid: Option<u32>,
@@ -34,7 +34,7 @@ pub struct Holder {
 /// The lock was held by another for as long as we would wait; found by `downcast_ref`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Busy {
-    /// What is locked.
+    /// What we waited for.
     pub name: Name,
     /// Who holds it, as far as the file tells.
     pub holder: Option<Holder>,

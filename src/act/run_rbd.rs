@@ -14,7 +14,7 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one command may take.
 #[derive(Clone, Copy)]
 pub struct TimeLimit {
-    /// So long.
+    /// The time after which the command is killed.
     pub limit: Duration,
     /// That is less than the settings give a command.
     pub cut: bool,

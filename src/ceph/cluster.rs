@@ -14,7 +14,7 @@ pub const REFUSED: [Errno; 3] = [Errno::EPERM, Errno::EACCES, Errno::EOPNOTSUPP]
 pub const NO_ANSWER: [Errno; 5] =
     [Errno::ETIMEDOUT, Errno::ECONNREFUSED, Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EHOSTDOWN];
 
-/// `ceph health`.
+/// What `ceph health` says, without its details.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
@@ -78,7 +78,7 @@ impl Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InactivePool {
-    /// Its name.
+    /// The pool's name.
     pub pool: String,
     /// How many of its groups `health detail` names; it names 50 of all pools together at most (`mon_health_max_detail`).
     pub count: usize,
@@ -90,7 +90,7 @@ pub struct InactivePool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterFacts {
-    /// The cluster's fsid.
+    /// The cluster's fsid, which tells it from every other one.
     pub fsid: String,
     /// The addresses that this tool's own client had there, `10.0.0.1:0/492268007`; every other client on this node has
     /// the same host. None where that could not be read.
@@ -107,9 +107,9 @@ pub struct ClusterFacts {
     /// addresses from, whatever ceph.conf says (run on 16.2.15). None where they have both, or that could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only_protocol: Option<String>,
-    /// `osd blocklist ls`.
+    /// The OSD blocklist (`osd blocklist ls`).
     pub blocklist: Reading<Vec<BlocklistEntry>>,
-    /// `health`.
+    /// What the monitors say of the cluster's health (`health`).
     pub health: Reading<Health>,
     /// What new images get.
     pub default_features: Reading<Features>,

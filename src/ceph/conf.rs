@@ -89,20 +89,20 @@ pub struct Line {
     /// The number of its first line, from 1.
     pub number: usize,
     bytes: Range<usize>,
-    /// What it is.
+    /// What the line is to Ceph.
     pub kind: Kind,
 }
 
 /// What a line is.
 #[derive(PartialEq)]
 pub enum Kind {
-    /// `[global]`.
+    /// A section's header, `[global]`.
     Section,
     /// `name = value`, with `_` between the name's words and no quotes around the value.
     Option {
-        /// The name.
+        /// The option's name, with `_` between its words.
         name: String,
-        /// The value.
+        /// The value, without the quotes around it.
         value: String,
     },
     /// Neither, which Ceph does not read past.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-/// The option's name.
+/// The option of librbd that new images' features come from.
 pub const OPTION: &str = "rbd_default_features";
 
 /// What holds for a user of a cluster.
@@ -30,7 +30,7 @@ pub struct DefaultFeatures {
 /// What only the cluster can say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FromCluster {
-    /// Its fsid.
+    /// The cluster's fsid.
     pub fsid: String,
     /// What new images get: by ceph.conf, and below it by the monitors.
     pub effective: Reading<Features>,

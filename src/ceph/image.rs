@@ -17,7 +17,7 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// Either flag.
+    /// Either flag is set: nothing but a rebuild takes it away.
     pub fn any(self) -> bool {
         self.object_map_invalid || self.fast_diff_invalid
     }
@@ -29,7 +29,7 @@ impl Flags {
 pub struct Snapshot {
     /// Its number in the pool.
     pub id: u64,
-    /// Its name.
+    /// The snapshot's name.
     pub name: String,
     /// What it is: `user`, `group`, `trash`, `mirror`.
     pub namespace: String,
@@ -75,13 +75,13 @@ pub struct ImageFacts {
     pub id: String,
     /// Image format 1 (old) or 2.
     pub format: u8,
-    /// Bytes.
+    /// The image's size in bytes.
     pub size: u64,
     /// Bytes in an object.
     pub object_size: u64,
-    /// Number of objects.
+    /// How many objects the size makes, written or not.
     pub objects: u64,
-    /// Features.
+    /// The image's features, all bits of them.
     pub features: Features,
     /// `RBD_OPERATION_FEATURE_*`, by name (`clone-parent`, `clone-child`, `group`, `snap-trash`).
     pub op_features: Reading<Vec<String>>,
@@ -89,7 +89,7 @@ pub struct ImageFacts {
     pub flags: Reading<Flags>,
     /// Snapshots of all kinds.
     pub snapshots: Reading<Vec<Snapshot>>,
-    /// The lock object.
+    /// The locks on the image's header object.
     pub lock: Reading<Lock>,
     /// Every watcher; this process's own read-only opens register none.
     pub watchers: Reading<Vec<Watcher>>,
@@ -108,7 +108,7 @@ pub struct ImageFacts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DataPool {
-    /// Its name.
+    /// The pool's name.
     pub name: String,
     /// The storage's user may read there: an OSD was asked for an object.
     pub readable: Reading<bool>,

@@ -31,7 +31,7 @@ pub struct Ask {
 /// What a cluster said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Its fsid.
+    /// The cluster's fsid.
     pub fsid: String,
     /// The addresses of the watcher's own client there: every client of this node has the same host.
     pub own: Vec<String>,
@@ -50,7 +50,7 @@ pub struct Kept {
 /// Where the connection is.
 enum Session {
     None,
-    /// At rest.
+    /// A connection that nobody is using.
     Open(Arc<Cluster>),
     /// With a worker, which may be stuck in Ceph for as long as Ceph's own timeouts last.
     Lent,

@@ -35,7 +35,7 @@ pub enum NotBroken {
     MayNotBlocklist(Failure),
     /// Ceph: 22, `rbd_blocklist_expire_seconds` is set and the monitors refuse how librbd sends it (tracker 54613).
     BlocklistExpiry(Failure),
-    /// Anything else.
+    /// Anything else that failed, with what was tried and the errno.
     Failed(Failure),
     /// Out of time, and librbd is still at it: the lock may have been broken, or may be yet. Nobody else may come to the image
     /// as long as this process lives.

@@ -9,12 +9,12 @@ use crate::reading::{Failure, Reading};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// `osd blocklist ls`.
+/// Asks the monitors for the OSD blocklist (`osd blocklist ls`).
 pub fn read_blocklist(cluster: &Cluster) -> Reading<Vec<BlocklistEntry>> {
     ask(cluster, "osd blocklist ls", parse_blocklist).into()
 }
 
-/// `health`.
+/// Asks the monitors for the cluster's health (`health`).
 pub fn read_health(cluster: &Cluster) -> Reading<Health> {
     ask(cluster, "health", parse_health).into()
 }
@@ -125,7 +125,7 @@ pub fn read_blocklist_expiry(cluster: &Cluster) -> Reading<u64> {
 pub struct Held {
     /// `global`, `client`, `client.admin`.
     pub section: String,
-    /// The option.
+    /// The option's name.
     pub name: String,
     /// Its value.
     pub value: String,

@@ -6,7 +6,7 @@
 
 use crate::ceph::caps::{Caps, grants, words};
 
-/// Reading objects.
+/// The right to read objects (`r`).
 pub const READ: u8 = 1;
 /// Writing objects, watching them too.
 pub const WRITE: u8 = 2;
@@ -20,7 +20,7 @@ pub const ALL: u8 = READ | WRITE | EXECUTE;
 pub struct Place<'a> {
     /// The pool's name.
     pub pool: &'a str,
-    /// The namespace.
+    /// The RBD namespace, if not the default one.
     pub namespace: Option<&'a str>,
 }
 

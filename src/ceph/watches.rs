@@ -180,7 +180,7 @@ impl Job {
 enum Lock {
     /// One of the clients that are looked for, or perhaps one of them.
     Theirs,
-    /// Somebody else.
+    /// Certainly none of those.
     Others,
     /// Nobody: it may be open all the same.
     Nobodys,

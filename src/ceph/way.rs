@@ -37,7 +37,7 @@ pub struct Way {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConfFile {
-    /// Its path.
+    /// The file's path, as PVE hands it on.
     pub path: String,
     /// The first line that Ceph does not read past, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +74,7 @@ pub struct Host {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Resolved {
-    /// Its addresses.
+    /// The addresses that the name resolves to here.
     At(Vec<IpAddr>),
     /// There is no such name, in the resolver's words.
     Unknown(String),
@@ -103,7 +103,7 @@ pub struct Knock {
     pub address: SocketAddr,
     /// The protocol that is asked there.
     pub asked: Protocol,
-    /// What came back.
+    /// What came back when it was spoken to.
     pub answer: Answer,
 }
 

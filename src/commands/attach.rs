@@ -24,7 +24,7 @@ use crate::sys::root::Root;
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 
-/// Attaches guests.
+/// Makes our snippet the hookscript of the guests named, and shows what was done to each.
 pub fn attach(root: &Root, options: &Attach) -> Result<Exit> {
     let here = Here::read(root, &options.guests)?;
     let against = Place::on(&here.storages, &options.storage)?.1;
@@ -60,7 +60,7 @@ pub fn attach(root: &Root, options: &Attach) -> Result<Exit> {
     work.run(root, &options.manner, "attached", install, finish)
 }
 
-/// Detaches guests.
+/// Gives the guests named their earlier hookscript back, or none.
 pub fn detach(root: &Root, options: &Detach) -> Result<Exit> {
     let here = Here::read(root, &options.guests)?;
     let mut work = Work::plan(&here, |facts| attach::detach(facts, &here.extent))?;

@@ -28,13 +28,13 @@ const PER_IMAGE: Duration = Duration::from_millis(50);
 pub struct Seen {
     /// A report for each guest that could be read.
     pub reports: Vec<GuestReport>,
-    /// The others.
+    /// Guests whose config could not be read.
     pub unread: Vec<Unread>,
     /// What is said of no guest.
     pub findings: Vec<Finding>,
 }
 
-/// How to look.
+/// For how long and how widely to look at many guests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Manner {
     /// Give up after this; by default what the settings say, and more where there are many images.

@@ -28,11 +28,11 @@ const HOOK_PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin";
 /// Where the snippet is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Its storage.
+    /// The storage's id.
     pub storage: String,
-    /// Its volume id.
+    /// The volume id: `local:snippets/rbd-preflight`.
     pub volid: String,
-    /// Its file.
+    /// Where the file is on a node that has the storage.
     pub path: String,
     /// PVE lists the storage's snippets.
     listed: bool,

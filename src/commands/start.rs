@@ -38,7 +38,7 @@ struct Try {
     by_a_disk: Option<String>,
 }
 
-/// Starts a guest.
+/// Repairs and starts a guest, and tries again while there is something to try.
 pub fn run(root: &Root, options: &Start) -> Result<Exit> {
     let session = Session::open(root, options.vmid)?;
     let first = session.observe(session.policy.settings.check_deadline)?;

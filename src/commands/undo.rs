@@ -18,7 +18,7 @@ use crate::undo::{ImageUndo, Undo, Verdict};
 use anyhow::{Context, Result};
 use std::io::Write as _;
 
-/// Undoes a run.
+/// Puts back the features that a run has changed, after a question unless `--yes`.
 pub fn run(root: &Root, options: &cli::Undo) -> Result<Exit> {
     let runs = history::read(root)?;
     let run = find(&runs, &options.run)?;

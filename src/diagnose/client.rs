@@ -26,7 +26,7 @@ enum Concern {
     Perhaps(String),
     /// One of its disks is mapped through it, and no map would take it.
     Mapped,
-    /// Nothing.
+    /// Nothing: the guest has no part in the client.
     Nothing,
 }
 

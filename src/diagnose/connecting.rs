@@ -40,7 +40,7 @@ pub fn attempt<'a>(storage: &'a StorageFacts, storages: &'a str, failure: &'a Fa
 }
 
 impl Attempt<'_> {
-    /// Why it failed.
+    /// The finding that says why the cluster could not be asked.
     pub fn why(&self) -> Finding {
         let steps = [
             Self::library,

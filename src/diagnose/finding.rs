@@ -8,11 +8,11 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RemedyKind {
-    /// `repair` does it.
+    /// `repair` and the hook do it, unless it is withheld.
     Automatic,
     /// A person has to.
     Manual,
-    /// Time does it.
+    /// It passes by itself, or once somebody has acted elsewhere; then look again.
     Wait,
     /// Nothing is to be done.
     None,
@@ -21,9 +21,9 @@ pub enum RemedyKind {
 /// What fixes a finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
-    /// Who does it.
+    /// Who does it: the tool, an administrator, or time.
     pub kind: RemedyKind,
-    /// In words.
+    /// What is to be done, in one sentence.
     pub text: String,
     /// Commands that do it, ready to paste.
     pub commands: Vec<String>,
@@ -38,12 +38,12 @@ pub struct Remedy {
     pub actions: Vec<Action>,
 }
 
-/// One thing found.
+/// One thing that is not as it should be, or worth knowing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// What was found; the documents and `ignore:` know it by this.
     pub code: Code,
-    /// How grave here.
+    /// How grave it is here, which may differ from the code's own.
     pub severity: Severity,
     /// The disk's config key, if it is about one.
     pub disk: Option<String>,
@@ -52,11 +52,11 @@ pub struct Finding {
     /// The storages that it is about, if it is about a cluster.
     #[serde(skip)]
     pub storages: Vec<String>,
-    /// One sentence.
+    /// What it means, in one sentence.
     pub summary: String,
-    /// What was seen.
+    /// What was seen that it rests on; `seen:` in the report.
     pub detail: String,
-    /// What fixes it.
+    /// What fixes it, and who does that.
     pub remedy: Remedy,
     /// The settings say that this shall not stop the guest.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -27,7 +27,7 @@ const AT_BOOT: &str = "at boot all guests would have to wait for the second look
 
 /// An image that was read, with all that decides about it.
 pub struct Image<'a> {
-    /// The whole survey.
+    /// The survey that the image is part of.
     pub survey: &'a Survey,
     /// The disk in the guest's config.
     pub disk: &'a DiskFacts,
@@ -103,7 +103,7 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Its storage.
+    /// The disk's storage; `None` where storage.cfg has none of that name.
     pub fn storage(&self) -> Option<&'a StorageFacts> {
         self.survey.storages.get(&self.disk.disk.storage)
     }
@@ -155,7 +155,7 @@ impl<'a> Image<'a> {
         self.facts.features.contains(Features::NON_PRIMARY) || mirroring.is_some_and(|m| !m.primary)
     }
 
-    /// This node's kernel.
+    /// What this node's kernel can do and has mapped.
     pub fn kernel(&self) -> &'a KernelFacts {
         &self.survey.node.kernel
     }

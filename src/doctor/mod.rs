@@ -76,7 +76,7 @@ pub struct Facts {
     pub libraries: Works,
     /// The release of Ceph that they are of; `None` if they do not say.
     pub release: Option<String>,
-    /// The kernel.
+    /// What the kernel can do and has mapped.
     pub kernel: KernelFacts,
     /// The rbd module could be loaded; `None` where it is loaded, or where that cannot be asked.
     pub loadable: Option<Works>,
@@ -130,9 +130,9 @@ pub struct StorageFacts {
 /// The snippet on this node under one name.
 #[derive(Debug, Clone)]
 pub struct SnippetFacts {
-    /// Its volume id.
+    /// The snippet's volume id: `local:snippets/rbd-preflight`.
     pub volid: String,
-    /// Its file.
+    /// Where its file is.
     pub path: String,
     /// Whether it is there.
     pub there: Snippet,
@@ -141,7 +141,7 @@ pub struct SnippetFacts {
 /// What an earlier version remembered for a number.
 #[derive(Debug, Clone)]
 pub struct LeftBehind {
-    /// The number.
+    /// The guest's number.
     pub vmid: u32,
     /// The hookscript, or why it is not known.
     pub script: Result<String, String>,
@@ -185,7 +185,7 @@ pub fn examine(facts: &Facts) -> Vec<Check> {
     checks
 }
 
-/// Something failed.
+/// At least one check failed, so that the tool does not work here as it should.
 pub fn fails(checks: &[Check]) -> bool {
     checks.iter().any(|check| check.state == State::Fail)
 }

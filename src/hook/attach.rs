@@ -12,13 +12,13 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// What matters of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Facts {
-    /// Its number.
+    /// The guest's number.
     pub vmid: u32,
     /// Virtual machine or container.
     pub kind: Kind,
     /// The node that owns it.
     pub node: String,
-    /// Its name.
+    /// The guest's name, if it has one.
     pub name: Option<String>,
     /// The lock that keeps PVE from changing its config.
     #[serde(skip)]
@@ -37,10 +37,10 @@ pub struct Facts {
     pub left_behind: Result<Option<String>, String>,
 }
 
-/// A hookscript.
+/// A guest's hookscript.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hookscript {
-    /// Its volume id.
+    /// Its volume id, as the config has it.
     pub volid: String,
     /// It is ours, on whichever storage.
     pub ours: bool,

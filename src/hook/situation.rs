@@ -12,9 +12,9 @@ const MIGRATION_BUDGET: Duration = Duration::from_secs(5);
 pub enum Phase {
     /// Before the start; a failure stops it.
     PreStart,
-    /// After the start.
+    /// `post-start`: the guest runs.
     PostStart,
-    /// Before a stop.
+    /// `pre-stop`: the guest is about to be shut down.
     PreStop,
     /// After the guest has stopped.
     PostStop,
@@ -55,7 +55,7 @@ pub enum Situation {
     /// `lock: migrate` alone is a migration from another cluster, `lock: create` a live restore: the disks are in
     /// use by what fills them.
     BeingFilled {
-        /// The lock.
+        /// What `lock:` says: `backup`, `snapshot`, `migrate` and so on.
         lock: String,
     },
     /// vzdump starts a stopped guest, or a template, paused.
@@ -75,7 +75,7 @@ pub struct Allowed {
     pub change: bool,
     /// Map disks for the start.
     pub map: bool,
-    /// Stop the start.
+    /// The start is to be stopped, by an exit code other than 0.
     pub stop: bool,
     /// The most time that it may take; `None` is the settings' `deadline`.
     pub budget: Option<Duration>,

@@ -17,7 +17,7 @@ const MARK: char = '+';
 /// A file's name is no longer, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// The snippet.
+/// The text of the snippet that becomes guests' hookscript (`hooks/rbd-preflight`).
 pub const SNIPPET: &str = include_str!("../../hooks/rbd-preflight");
 
 /// What our snippet is called on a storage for a guest that had this hookscript before, as a volume id.
@@ -84,7 +84,7 @@ fn holds_snippet(path: &Path) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Presence {
-    /// It is there.
+    /// It is there under its name.
     Present,
     /// It is not there: guests that ask for it do not start on that node.
     Missing,
@@ -95,7 +95,7 @@ pub enum Presence {
 /// Another node and the snippet.
 #[derive(Debug, Clone, Serialize)]
 pub struct OtherNode {
-    /// The node.
+    /// The node's name.
     pub node: String,
     /// The snippet's volume id.
     pub volid: String,

@@ -74,17 +74,17 @@ pub struct Intent {
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// [`SCHEMA`].
+    /// The version of the records' form, [`SCHEMA`].
     pub schema: u32,
-    /// The run.
+    /// The run that made the change.
     pub run: RunId,
     /// Which of the run's changes: intent and outcome of one change have the same.
     pub step: u32,
     /// When, in seconds since 1970.
     pub at: u64,
-    /// Before or after.
+    /// Whether the record was written before the change or after it.
     pub phase: Phase,
-    /// What is changed.
+    /// The change as JSON: an [`crate::rbd::action::Action`], or what a command of ours changes.
     pub action: Value,
     /// The guest it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,13 +93,13 @@ pub struct Record {
     /// and in journals of versions before it was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_uuid: Option<String>,
-    /// The image.
+    /// The image, `pool/image` or `pool/namespace/image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// What stood before.
+    /// What stood before: features, flags and lock of an image.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub before: Value,
-    /// The command.
+    /// The command that is run, as it could be pasted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
     /// The run that this change undoes.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 /// One run of the tool on one guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run {
-    /// Its name.
+    /// The run's name: when it began, and its process.
     pub run: RunId,
     /// When it made its first change, in seconds since 1970.
     pub at: u64,
@@ -25,13 +25,13 @@ pub struct Run {
 /// One change, as the journal has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JournaledChange {
-    /// The image.
+    /// The image, `pool/image` or `pool/namespace/image`.
     pub image: Option<String>,
     /// What was changed, as it was recorded.
     pub recorded: Value,
-    /// The command.
+    /// The command, as it could be pasted.
     pub command: Option<String>,
-    /// What stood before.
+    /// What stood before: features, flags and lock of an image.
     pub before: Value,
     /// What came of it; null where no outcome was recorded.
     pub result: Value,

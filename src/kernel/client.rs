@@ -69,7 +69,7 @@ const PREFER_CRC_SINCE: u32 = 20;
 /// Whether a map would take a client that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sharing {
-    /// It would.
+    /// A map would share it.
     Yes,
     /// It would not, and what tells them apart: `rxbounce`.
     No(String),

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// of which few are about rbd.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What was heard.
+/// What has come since the last time that the kernel's log was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// A line of krbd's that is understood.

@@ -34,14 +34,14 @@ pub enum Holder {
     },
     /// A mounted file system.
     Mount {
-        /// What is mounted.
+        /// The device that is mounted: `rbd0p1`, `dm-3`.
         device: String,
-        /// Where.
+        /// The directory it is mounted at.
         at: String,
         /// A process that sees it there, where this process does not: the mount is in another mount namespace.
         seen_by: Option<Process>,
     },
-    /// Swap space.
+    /// Swap space on it is in use.
     Swap {
         /// What is swapped to.
         device: String,
@@ -50,7 +50,7 @@ pub enum Holder {
     Process {
         /// What it has open.
         device: String,
-        /// The process.
+        /// The process that has it open.
         process: Process,
     },
 }
@@ -59,7 +59,7 @@ pub enum Holder {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Process {
-    /// Its number.
+    /// The process id.
     pub pid: u32,
     /// Its name, as `ps` shows it (`kvm`).
     pub command: String,

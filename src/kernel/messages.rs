@@ -34,7 +34,7 @@ pub enum About {
 pub struct KernelLine {
     /// What it is about.
     pub about: About,
-    /// What it says.
+    /// What the line says.
     pub message: KernelMessage,
 }
 
@@ -45,12 +45,12 @@ pub struct KernelLine {
 pub enum KernelMessage {
     /// The kernel cannot map these features (map: ENXIO).
     UnsupportedFeatures {
-        /// Those it cannot.
+        /// The features that it cannot map.
         features: Features,
     },
     /// There is no such pool (map: ENOENT).
     PoolMissing {
-        /// Its name.
+        /// The pool's name.
         pool: String,
     },
     /// There is no such image (map: ENOENT).
@@ -66,12 +66,12 @@ pub enum KernelMessage {
     ExclusiveLockNotEnabled,
     /// The lock's owner could not be read.
     LockersUnreadable {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The watchers could not be read.
     WatchersUnreadable {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// A lock that neither krbd nor librbd took, such as `rbd lock add` (map: EBUSY, before 2023 it hung).
@@ -94,22 +94,22 @@ pub enum KernelMessage {
     BlocklistFailed {
         /// The owner's client number.
         client: u64,
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The dead owner's lock could not be broken.
     BreakFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The lock could not be taken, not because another has it; ESHUTDOWN is this node's client on the blocklist.
     LockFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The sum of the above: the map fails with this.
     AcquireFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// A live owner keeps the lock: mapped with `exclusive` (map: EROFS).
@@ -120,12 +120,12 @@ pub enum KernelMessage {
     DuplicateOwners,
     /// The owner could not be asked; krbd asks again.
     RequestFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The object map's own lock could not be taken.
     ObjectMapLockFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The object map's lock is being taken from a dead owner; as it should be.
@@ -135,7 +135,7 @@ pub enum KernelMessage {
     },
     /// The object map's lock could not be broken, or its owner not be read.
     ObjectMapBreakFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The object map is flagged invalid: krbd does not trust it. It wants a rebuild; harmless.
@@ -144,12 +144,12 @@ pub enum KernelMessage {
     ObjectMapSizeMismatch,
     /// The object map could not be loaded after the lock was taken; the map fails with this. ENOENT: it is missing.
     PostAcquireFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The object map could not be written; the guest's write failed.
     ObjectMapUpdateFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The image's lock or its object map's could not be given back and may stay. ESHUTDOWN: this client was
@@ -157,51 +157,51 @@ pub enum KernelMessage {
     UnlockFailed {
         /// It was the object map's.
         object_map: bool,
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The watch was lost: an OSD restarted, the network broke, or this client was put on the blocklist.
     WatchLost {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The watch could not be given back.
     UnwatchFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The watch could not be taken again. ESHUTDOWN: krbd gives this client up for good.
     ReregisterFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The lock could not be carried over to the new watch.
     LockCookieFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// Input or output failed; the guest sees an I/O error.
     IoFailed {
         /// `read`, `write`, `discard`, `zeroout`.
         operation: String,
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The monitors could not be reached by a client that is already there.
     OsdmapFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The map named no monitor.
     NoMonitors,
     /// The kernel does not know a map option (map: EINVAL).
     UnknownOption {
-        /// Its name.
+        /// The option's name.
         option: String,
     },
     /// The monitor was lost; the client looks for another.
     SessionLost {
-        /// Its rank.
+        /// The monitor's rank, which is no name.
         monitor: u32,
     },
     /// A connection broke or was refused.
@@ -211,7 +211,7 @@ pub enum KernelMessage {
     },
     /// The monitors refuse the client's key.
     AuthFailed {
-        /// Why.
+        /// The errno that came back, positive.
         errno: i32,
     },
     /// The kernel cannot use a key of this type: aes256k before Linux 7.0 (map: EINVAL).
@@ -236,12 +236,12 @@ pub enum KernelMessage {
     },
     /// An OSD did not answer in time (only with the map option `osd_request_timeout`).
     OsdTimeout {
-        /// Its number.
+        /// The OSD's number.
         osd: u32,
     },
     /// An OSD is down.
     OsdDown {
-        /// Its number.
+        /// The OSD's number.
         osd: u32,
     },
 }

@@ -25,9 +25,9 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Mapping {
-    /// `N` of `/dev/rbdN`.
+    /// The device's number, `N` of `/dev/rbdN`.
     pub id: u32,
-    /// The pool.
+    /// The pool's name.
     pub pool: String,
     /// The namespace, if not the default one.
     pub namespace: Option<String>,
@@ -56,9 +56,6 @@ pub struct Mapping {
     /// It is mapped for reading only.
     #[serde(default)]
     pub read_only: Option<bool>,
-    /// Block devices built on it (`dm-3`); `None` where that could not be read.
-    #[serde(default)]
-    pub holders: Option<Vec<String>>,
     /// When its device appeared, seconds since 1970; `None` where that could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_at: Option<u64>,
@@ -71,7 +68,7 @@ impl Mapping {
         Spec { pool: pool.clone(), namespace: namespace.clone(), image: image.clone() }
     }
 
-    /// Which image it is. Every kernel that tells a mapping's client (`client_addr`, since 4.9) tells its `image_id`
+    /// Which image it is. Every kernel that shows a mapping's client (`client_addr`, since 4.9) shows its `image_id`
     /// (Linux `Documentation/ABI/testing/sysfs-bus-rbd`).
     pub fn identity(&self) -> ImageIdentity<'_> {
         let Self { fsid, pool, namespace, image, image_id, .. } = self;
@@ -83,7 +80,7 @@ impl Mapping {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct KernelFacts {
-    /// `uname -r`.
+    /// The kernel's release, as `uname -r` prints it.
     pub release: String,
     /// Major and minor version: PVE decides by it. `(0, 0)` where the release says none.
     pub version: (u32, u32),
@@ -181,6 +178,6 @@ mod tests {
         let text = r#"{"id":0,"pool":"p","namespace":null,"image":"i","snapshot":null,"fsid":"f",
             "client_address":"a","client":1}"#;
         let mapping: Mapping = serde_json::from_str(text).unwrap();
-        assert_eq!((mapping.holders, mapping.read_only, mapping.size), (None, None, None));
+        assert_eq!((mapping.read_only, mapping.size), (None, None));
     }
 }

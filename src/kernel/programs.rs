@@ -13,7 +13,7 @@ const NAMED: usize = 4;
 /// A program that has librados loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    /// Its process.
+    /// The process that it runs as.
     process: Process,
     /// Its command line, which may hold a key: it is never shown.
     arguments: Vec<String>,

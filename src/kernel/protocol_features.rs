@@ -4,7 +4,7 @@
 /// A feature that the cluster demands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProtocolFeature {
-    /// Its bit.
+    /// The number of its bit, from 0.
     pub bit: u8,
     /// Its name in the header; the newest one where several share a bit.
     pub name: &'static str,

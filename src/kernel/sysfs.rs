@@ -94,7 +94,6 @@ fn try_mapping(root: &Root, device: &Path, id: u32) -> Result<Mapping, (PathBuf,
         size: optional("size").and_then(|size| size.parse().ok()),
         features: optional("features").and_then(|text| features(&text)),
         read_only: read(&root.path(format!("/sys/block/rbd{id}/ro"))).ok().map(|ro| ro != "0"),
-        holders: holders(&root.path(format!("/sys/block/rbd{id}")), id).ok(),
         made_at: made_at(&root.path(format!("/dev/rbd{id}"))),
     })
 }
@@ -126,27 +125,6 @@ fn options(config_info: &str) -> Option<String> {
     let options = config_info.split(' ').nth(1)?.split(',');
     let shown = options.map(|option| if option.starts_with("secret=") { "secret=…" } else { option });
     Some(shown.collect::<Vec<_>>().join(","))
-}
-
-/// Block devices that were built on the disk or on one of its partitions: LVM, multipath, dm-crypt. The kernel shows
-/// no count of who else has it open; an unmap without force of an open device fails with EBUSY.
-fn holders(disk: &Path, id: u32) -> io::Result<Vec<String>> {
-    let mut places = vec![disk.join("holders")];
-    for entry in fs::read_dir(disk)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&format!("rbd{id}p")) {
-            places.push(entry.path().join("holders"));
-        }
-    }
-    let mut holders = Vec::new();
-    for place in places {
-        for entry in fs::read_dir(place)? {
-            holders.push(entry?.file_name().to_string_lossy().into_owned());
-        }
-    }
-    holders.sort();
-    holders.dedup();
-    Ok(holders)
 }
 
 /// A file's text without its line end.
@@ -210,8 +188,6 @@ pub(super) mod tests {
         let (_dir, root) = root();
         device(&root, 3, &[]);
         write(&root, "/sys/block/rbd3/ro", "0\n");
-        write(&root, "/sys/block/rbd3/holders/dm-1/x", "");
-        write(&root, "/sys/block/rbd3/rbd3p1/holders/dm-0/x", "");
         let expected = Mapping {
             id: 3,
             pool: "xds_kvm_dev_data".into(),
@@ -226,7 +202,6 @@ pub(super) mod tests {
             size: Some(34_359_738_368),
             features: Some(Features(0x3d)),
             read_only: Some(false),
-            holders: Some(vec!["dm-0".into(), "dm-1".into()]),
             made_at: None,
         };
         assert_eq!(known(&root), [expected]);
@@ -242,7 +217,7 @@ pub(super) mod tests {
         assert_eq!(all.iter().map(|m| m.id).collect::<Vec<_>>(), [9, 10]);
         let second = &all[1];
         assert_eq!((second.namespace.as_deref(), second.snapshot.as_deref()), (Some("ns"), Some("before")));
-        assert_eq!((second.client, second.read_only, &second.holders), (7, Some(true), &None));
+        assert_eq!((second.client, second.read_only), (7, Some(true)));
     }
 
     #[test]

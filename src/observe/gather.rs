@@ -88,7 +88,7 @@ pub fn gather_node(root: &Root, seen: &Survey) -> Result<Option<Survey>> {
 
 /// Many guests, and what they lie on.
 pub struct Fleet<'a> {
-    /// The cluster's storages.
+    /// storage.cfg: the storages of Proxmox VE's cluster.
     pub config: &'a StorageConfig,
     /// The images that guests of the cluster name.
     pub index: &'a Index,
@@ -112,7 +112,7 @@ pub struct Listed {
     pub fsid: Option<String>,
     /// The pool and namespace.
     pub pool: PoolName,
-    /// The images' names.
+    /// The names of the images in it, in Ceph's order.
     pub names: Reading<Vec<String>>,
 }
 

@@ -86,19 +86,19 @@ impl Whereabouts {
 /// What nodes' addresses are learnt from; a file's text is empty where there is none.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// This node.
+    /// This node's name.
     pub this_node: Option<String>,
     /// This node's own addresses.
     pub own: Reading<BTreeSet<IpAddr>>,
     /// The names of the cluster's nodes.
     pub nodes: Vec<String>,
-    /// pmxcfs's `.members`.
+    /// pmxcfs's list of nodes with their addresses, `/etc/pve/.members`.
     pub members: String,
-    /// corosync.conf.
+    /// `/etc/pve/corosync.conf`: the addresses of its rings.
     pub corosync: String,
-    /// ceph.conf.
+    /// `/etc/pve/ceph.conf`: the addresses of daemons and their hosts.
     pub ceph: String,
-    /// `/etc/hosts`.
+    /// `/etc/hosts`: names of addresses.
     pub hosts: String,
 }
 

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// A look at this node.
 #[derive(Debug)]
 pub struct Running {
-    /// What was seen.
+    /// What was seen of the node at that time.
     pub look: NodeLook,
     /// How the clusters of the disks seen are reached, by [`seen::Disk::cluster`]. `None` where the guests could not be
     /// read: then they are reached as before.

@@ -34,13 +34,13 @@ pub const THIS_NODE: &str = "this node";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Survey {
-    /// [`SCHEMA`].
+    /// The version of the survey's form, [`SCHEMA`].
     pub schema: u32,
     /// When it was taken, seconds since 1970.
     pub taken_at: u64,
-    /// This node.
+    /// The node that was looked from.
     pub node: NodeFacts,
-    /// The guest.
+    /// The guest, as its config has it.
     pub guest: Guest,
     /// The rbd storages that the guest's disks lie on, by id.
     pub storages: BTreeMap<String, StorageFacts>,
@@ -53,17 +53,17 @@ pub struct Survey {
     pub history: Vec<ActionReport>,
 }
 
-/// This node.
+/// What was seen of the node that was looked from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeFacts {
-    /// Its name.
+    /// The node's name.
     pub name: String,
     /// The PVE cluster has quorum.
     pub quorate: Reading<bool>,
     /// The guest runs here.
     pub running: Reading<bool>,
-    /// The kernel.
+    /// What the kernel can do and has mapped.
     pub kernel: KernelFacts,
     /// Who uses what is mapped here, by the mapping's number.
     #[serde(default)]

@@ -13,7 +13,7 @@ use crate::settings::policy::Policy;
 pub struct GuestReport {
     /// What was seen, at the end.
     pub survey: Survey,
-    /// What it means.
+    /// What is wrong, by the survey alone.
     pub findings: Vec<Finding>,
     /// What is planned, or was done.
     pub actions: Vec<ActionReport>,

@@ -43,7 +43,7 @@ pub fn pause_before(number: u32) -> Duration {
 /// What `start` does about the guest before it tries anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begin {
-    /// Try.
+    /// There is something to try: repair what can be, and start.
     Go,
     /// There is nothing to do.
     Runs,

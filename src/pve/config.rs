@@ -22,7 +22,7 @@ pub struct Config {
 /// A section of a guest config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// Which one.
+    /// What the section is for.
     pub kind: SectionKind,
     /// The line of its header; 0 for the main section.
     pub line: usize,
@@ -50,7 +50,7 @@ pub enum SectionKind {
 pub struct KeyValue {
     /// Its line, counted from 1.
     pub line: usize,
-    /// The key.
+    /// The key before the colon.
     pub key: String,
     /// The value, without blanks around it; a value of blanks alone keeps the last one.
     pub value: Vec<u8>,

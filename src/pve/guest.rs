@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashMap};
 pub enum Access {
     /// The node's kernel, by `rbd map`.
     Krbd,
-    /// QEMU, through librbd.
+    /// QEMU opens it, through librbd: no map.
     Librbd,
 }
 
@@ -31,9 +31,9 @@ pub enum Access {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// An ordinary disk.
+    /// An ordinary disk, which is all that a container has.
     Disk,
-    /// `efidisk0`.
+    /// The EFI variables, `efidisk0`.
     Efi,
     /// `tpmstate0`: always mapped by the kernel.
     Tpm,
@@ -112,19 +112,19 @@ pub enum RefusalKind {
     StorageNotOnNode,
 }
 
-/// One such refusal.
+/// Why PVE will refuse the start over one volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
-    /// The config key.
+    /// The volume's key in the config: `scsi0`, `rootfs`.
     pub key: String,
-    /// The volume.
+    /// The volume id: `ceph:vm-516-disk-0`.
     pub volid: String,
-    /// The storage.
+    /// The storage's id.
     pub storage: String,
     /// Which rule refuses it.
     pub kind: RefusalKind,
-    /// PVE's own words.
+    /// What PVE says of it in its task log.
     pub message: String,
     /// The storage's section is of this type, which PVE itself does not have. A plugin may, and then PVE refuses nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,7 +135,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Guest {
-    /// Its number.
+    /// The guest's number (VMID).
     pub vmid: u32,
     /// Virtual machine or container.
     pub kind: Kind,
@@ -150,7 +150,7 @@ pub struct Guest {
     /// PVE starts it at boot.
     #[serde(default)]
     pub onboot: bool,
-    /// The hookscript's volid.
+    /// The volume id of its hookscript.
     pub hookscript: Option<String>,
     /// The snippets that Proxmox VE makes the cloud-init image from (`cicustom`), by what each is for: `user`, `network`, …
     /// Empty without a cloud-init image: then they are not looked at.

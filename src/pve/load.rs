@@ -67,8 +67,8 @@ fn images(root: &Root, file: &GuestFile, storages: &StorageConfig) -> BTreeSet<(
 /// A guest whose config cannot be read.
 #[derive(Debug, Clone)]
 pub struct Unread {
-    /// The config.
+    /// The config that could not be read.
     pub file: GuestFile,
-    /// Why.
+    /// Why not, in one line with the errno.
     pub error: String,
 }

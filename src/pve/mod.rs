@@ -4,6 +4,7 @@ pub mod config;
 pub mod config_lock;
 pub mod connection;
 mod drive;
+mod drive_schema;
 pub mod guest;
 pub mod ha;
 pub mod ha_rules;

@@ -23,14 +23,14 @@ use std::path::Path;
 pub struct Need {
     /// The config's key: `net0`, `hostpci1`, `cores`.
     pub key: String,
-    /// What it is.
+    /// What the guest needs.
     pub what: What,
 }
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// So many processors.
+    /// At least so many processors: PVE starts no VM with more than the node has.
     Processors(u64),
     /// A bridge, or a VNet of the software-defined network.
     Bridge(String),
@@ -51,9 +51,9 @@ pub enum What {
     },
     /// A volume on a storage that each node has for itself, and that is no directory.
     Local {
-        /// The volume.
+        /// The volume id.
         volid: String,
-        /// Its storage.
+        /// The storage's id.
         storage: String,
         /// The storage's type.
         storage_type: String,
@@ -65,9 +65,9 @@ pub enum What {
 /// What is mapped for the whole cluster under one name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mapping {
-    /// A PCI device.
+    /// PCI devices, `/etc/pve/mapping/pci.cfg`.
     Pci,
-    /// A USB device.
+    /// USB devices, `/etc/pve/mapping/usb.cfg`.
     Usb,
     /// A directory, for virtiofs.
     Directory,
@@ -223,11 +223,11 @@ fn linked(name: &str) -> String {
 /// What a node has.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// The node.
+    /// The node's name.
     pub node: String,
-    /// Its processors.
+    /// How many processors it has (`/proc/cpuinfo`).
     pub processors: Reading<u64>,
-    /// Its network's devices.
+    /// The names of its network devices, bridges among them (`/sys/class/net`).
     pub networks: Reading<BTreeSet<String>>,
     /// Its PCI devices: `VENDOR:DEVICE` by address, `0000:01:00.0`.
     pub pci: Reading<BTreeMap<String, String>>,
@@ -343,7 +343,7 @@ pub enum Weight {
 /// Something that a node does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lack {
-    /// The config's key.
+    /// The key in the guest's config that asks for it.
     pub key: String,
     /// What is missing, in words.
     pub text: String,

@@ -16,14 +16,14 @@ pub struct GuestFile {
     pub vmid: u32,
     /// Virtual machine or container.
     pub kind: Kind,
-    /// The owner.
+    /// The node whose directory the config is in, which owns the guest.
     pub node: String,
     /// The config's path as PVE writes it: `/etc/pve/nodes/pve1/qemu-server/516.conf`.
     pub file: String,
 }
 
 impl GuestFile {
-    /// The config's bytes.
+    /// Reads the config's bytes; they need not be UTF-8.
     pub fn read(&self, root: &Root) -> Result<Vec<u8>, Failure> {
         let path = root.path(&self.file);
         std::fs::read(&path).map_err(|error| Failure::path("read", &path, &error))

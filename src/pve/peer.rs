@@ -15,7 +15,7 @@ const CONNECT: u64 = 10;
 /// What pmxcfs knows of a node (`/etc/pve/.members`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Corosync sees it.
+    /// Corosync sees it: it is up and in the cluster.
     pub online: bool,
     /// Its address; `None` where pmxcfs has none yet.
     pub address: Option<IpAddr>,

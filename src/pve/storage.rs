@@ -21,7 +21,7 @@ pub struct RbdStorage {
     pub namespace: Option<String>,
     /// The pool that holds the data of an erasure coded storage.
     pub data_pool: Option<String>,
-    /// `krbd 1`.
+    /// `krbd 1`: the kernel opens VMs' disks too, not only containers'.
     pub krbd: bool,
     /// The Ceph user without `client.`; PVE takes `admin` where it is absent.
     pub username: Option<String>,
@@ -34,7 +34,7 @@ pub struct RbdStorage {
     pub content: Vec<String>,
     /// Nodes it is on; `None` is all of them.
     pub nodes: Option<Vec<String>>,
-    /// Switched off.
+    /// The storage is switched off (`disable`).
     pub disabled: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct RbdStorage {
 pub struct DroppedLine {
     /// Its number, from 1.
     pub line: usize,
-    /// Its value.
+    /// What stands in the line after the key.
     pub text: String,
 }
 
@@ -73,7 +73,7 @@ pub struct OtherStorage {
     pub content: Vec<String>,
     /// Nodes it is on; `None` is all of them.
     pub nodes: Option<Vec<String>>,
-    /// Switched off.
+    /// The storage is switched off (`disable`).
     pub disabled: bool,
     /// The directory of its snippets, if it is of a type that holds files
     /// (`PVE::Storage::Plugin::get_subdir`: `content-dirs`, else `snippets`, under its path).
@@ -90,13 +90,13 @@ pub struct OtherStorage {
 /// What decides whether a volume of a storage may be used, for every type of storage alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StorageRules<'a> {
-    /// The type.
+    /// The storage's type: `dir`, `rbd`, `nfs`.
     pub storage_type: &'a str,
     /// Kinds of volume it may hold.
     pub content: &'a [String],
     /// Nodes it is on; `None` is all of them.
     pub nodes: Option<&'a [String]>,
-    /// Switched off.
+    /// The storage is switched off (`disable`).
     pub disabled: bool,
 }
 

@@ -17,7 +17,7 @@ pub struct Target {
     pub storage: String,
     /// The cluster's fsid.
     pub fsid: String,
-    /// The image's name.
+    /// The image's pool, namespace and name when the change was planned.
     pub spec: Spec,
     /// The image's id, empty for format 1; `None` where it could not be read, and in journals of versions before it was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,17 +48,17 @@ pub enum Change {
         /// The owner that is gone.
         owner: LockOwner,
     },
-    /// `rbd feature disable`.
+    /// Takes features away (`rbd feature disable`).
     DisableFeatures {
         /// All in one command; Ceph orders them.
         features: Features,
     },
-    /// `rbd feature enable`.
+    /// Gives features (`rbd feature enable`).
     EnableFeatures {
         /// All in one command; Ceph orders them.
         features: Features,
     },
-    /// `rbd object-map rebuild`.
+    /// Makes an object map anew (`rbd object-map rebuild`), which may take many minutes.
     RebuildObjectMap {
         /// A snapshot's map; `None` is the head's.
         snapshot: Option<String>,
@@ -76,11 +76,11 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LockOwner {
-    /// `client.4140`.
+    /// The client's name, `client.4140`.
     pub client: String,
-    /// `auto 140192430251296`.
+    /// The lock's cookie, `auto 140192430251296`.
     pub cookie: String,
-    /// `10.0.0.1:0/492268007`.
+    /// The client's address, `10.0.0.1:0/492268007`.
     pub address: String,
 }
 
@@ -100,9 +100,9 @@ impl From<&LockOwner> for Locker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Action {
-    /// Where.
+    /// The image that is changed.
     pub target: Target,
-    /// What.
+    /// What is changed in it.
     #[serde(flatten)]
     pub change: Change,
 }
@@ -209,17 +209,17 @@ pub enum ActionResult {
     Failed {
         /// The errno that came back, if one did.
         errno: Option<i32>,
-        /// What came back.
+        /// What came back, in one line.
         message: String,
     },
     /// It was not made, since a fresh look said that it must not be.
     Withheld {
-        /// Why.
+        /// Why it must not be, in one sentence.
         why: String,
     },
     /// It was not made, since another run is at the same image.
     Busy {
-        /// Who.
+        /// Which run is at it, and how long it was waited for.
         why: String,
     },
 }
@@ -252,7 +252,7 @@ impl ActionResult {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ActionReport {
-    /// The change.
+    /// The change that was planned.
     pub action: Action,
     /// What came of it.
     #[serde(flatten)]

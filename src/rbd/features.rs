@@ -15,7 +15,7 @@ pub enum Changeable {
     Never,
     /// Can be taken away, never given back.
     DisableOnly,
-    /// Both ways.
+    /// Can be taken away and given back.
     Both,
     /// Ceph sets and clears it itself.
     Internal,
@@ -49,7 +49,7 @@ const TABLE: [Named; 12] = [
 ];
 
 impl Features {
-    /// No feature.
+    /// No feature at all.
     pub const NONE: Self = Self(0);
     /// Copy-on-write clones.
     pub const LAYERING: Self = Self(0x1);

@@ -9,7 +9,7 @@ use crate::rbd::spec::Spec;
 pub struct ImageIdentity<'a> {
     /// The cluster's fsid.
     pub fsid: &'a str,
-    /// The pool.
+    /// The pool's name.
     pub pool: &'a str,
     /// The namespace; `None` is the default one.
     pub namespace: Option<&'a str>,
@@ -22,7 +22,7 @@ pub struct ImageIdentity<'a> {
 /// Whether two identities are one image's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Same {
-    /// They are.
+    /// They are one image.
     Yes,
     /// They are two images'.
     No,

@@ -38,9 +38,9 @@ impl Lock {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Locker {
-    /// `client.4140`.
+    /// The client's name, `client.4140`.
     pub client: String,
-    /// `auto 140192430251296`.
+    /// The lock's cookie, `auto 140192430251296`; the watch has the number in it.
     pub cookie: String,
     /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
     pub address: String,
@@ -52,7 +52,7 @@ pub struct Locker {
 pub struct Watcher {
     /// `10.0.0.1:0/492268007`, no `v1:` or `v2:` before it.
     pub address: String,
-    /// The client's number.
+    /// The client's number: 4140 of `client.4140`.
     pub client: u64,
     /// The watch's cookie; krbd's begin at 0xffff000000000001.
     pub cookie: u64,

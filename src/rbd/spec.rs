@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Spec {
-    /// The pool.
+    /// The pool's name.
     pub pool: String,
     /// The namespace, if not the default one.
     pub namespace: Option<String>,

@@ -16,7 +16,7 @@ use std::fmt::Write as _;
 pub enum Outcome {
     /// It would be changed.
     Planned,
-    /// It was changed.
+    /// It was changed, and the config was read again.
     Done,
     /// There was nothing to do.
     Unchanged,
@@ -26,14 +26,14 @@ pub enum Outcome {
     Refused,
     /// Another task of PVE is busy with it.
     Busy,
-    /// Something went wrong.
+    /// Something went wrong; the text says what.
     Failed,
 }
 
 /// A guest and what came of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// The guest.
+    /// The guest, as it was before.
     #[serde(flatten)]
     pub guest: Facts,
     /// What came of it.
@@ -47,9 +47,9 @@ pub struct Row {
 /// The snippet on this node.
 #[derive(Debug, Clone, Serialize)]
 pub struct Placed {
-    /// Its volume id.
+    /// The snippet's volume id.
     pub volid: String,
-    /// Its file.
+    /// Where its file is.
     pub path: String,
     /// What was done about it.
     pub text: String,
@@ -80,14 +80,14 @@ impl Report {
         }
     }
 
-    /// As JSON.
+    /// What `--json` prints.
     pub fn json(&self) -> Value {
         let mut value = json!(self);
         value["schema"] = json!(SCHEMA);
         value
     }
 
-    /// For people.
+    /// What is shown to people once all is done.
     pub fn text(&self) -> String {
         let mut out = table(self.guests.iter().map(row).collect());
         if self.guests.is_empty() {

@@ -31,7 +31,7 @@ fn shown(json: &str) -> String {
     json.chars().map(shown).collect()
 }
 
-/// A guest's report.
+/// A guest's report, as `check --json` prints it (`docs/report.schema.json`).
 pub fn guest(report: &GuestReport) -> Value {
     let survey = &report.survey;
     json!({

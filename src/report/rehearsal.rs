@@ -3,6 +3,7 @@
 use crate::diagnose::verdict::Verdict;
 use crate::pve::words::Kind;
 use crate::rehearsal::{Cell, Column, Row, Said};
+use crate::report::table::{padded, widths};
 use crate::report::text::{count, name};
 use crate::report::{coloured, json};
 use crate::sys::plain::plain;
@@ -68,15 +69,12 @@ fn table(rows: &[Row], columns: &[Column], width: Option<usize>) -> String {
         let cells = row.cells.iter().map(cell);
         lines.push([guest, title, state(row)].into_iter().chain(cells).collect());
     }
-    let wide =
-        |line: &Vec<String>, at: usize| line.get(at).map_or(0, |cell| console::measure_text_width(cell));
-    let widths: Vec<usize> =
-        (0..columns.len() + 3).map(|at| lines.iter().map(|line| wide(line, at)).max().unwrap_or(0)).collect();
+    let widths = widths(&lines);
     let mut out = String::new();
     for line in lines {
         let cells = line.iter().zip(&widths).map(|(cell, width)| {
             let (word, rest) = cell.split_once(' ').unwrap_or((cell, ""));
-            let blanks = console::pad_str(cell, *width, console::Alignment::Left, None);
+            let blanks = padded(cell, *width);
             let tail = blanks.strip_prefix(word).unwrap_or(rest).to_owned();
             coloured(word) + &tail
         });

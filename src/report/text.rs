@@ -20,7 +20,7 @@ use std::time::Duration;
 pub enum Detail {
     /// Notes that most guests have are counted, not shown.
     Short,
-    /// Everything.
+    /// Notes too, and what a repair would run.
     Full,
 }
 

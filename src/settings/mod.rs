@@ -30,7 +30,7 @@ const LARGEST_FILE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Not at all.
+    /// The tool does nothing.
     Off,
     /// It reads and reports, and changes nothing.
     Check,

@@ -29,7 +29,7 @@ pub struct Policy {
 /// Which changes are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scope {
-    /// All of them.
+    /// All that the findings ask for.
     #[default]
     All,
     /// The hook before a start: PVE has opened some images already.

@@ -23,14 +23,14 @@ impl Command {
         Self { program: program.into(), args: vec![], env: vec![], deadline: DEFAULT_DEADLINE, stdin: None }
     }
 
-    /// One more argument.
+    /// Adds an argument, which no shell ever sees.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.args.push(arg.as_ref().to_owned());
         self
     }
 
-    /// More arguments.
+    /// Adds arguments, which no shell ever sees.
     #[must_use]
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));

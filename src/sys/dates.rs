@@ -24,9 +24,9 @@ pub fn shown(seconds: u64) -> String {
 /// A time as a person writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// So long ago.
+    /// So long before now: `2h`, `3d`.
     Ago(Duration),
-    /// Seconds since 1970.
+    /// A moment, in seconds since 1970 (UTC).
     At(u64),
 }
 

@@ -34,7 +34,7 @@ pub fn keep() {
     }
 }
 
-/// Where we write.
+/// Our standard output, wherever descriptor 1 leads by now.
 pub fn stdout() -> impl Write {
     Out
 }

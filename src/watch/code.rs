@@ -5,7 +5,7 @@ use std::fmt;
 /// How grave it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gravity {
-    /// Worth knowing.
+    /// Worth knowing; nothing has to be done.
     Notice,
     /// Something does not work as it should, or cannot be looked at.
     Warning,
@@ -13,7 +13,7 @@ pub enum Gravity {
     Error,
 }
 
-/// What is reported.
+/// What is reported while guests run. Names and message ids stay for ever: rules are written against them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Code {
     /// A running guest's disk is dead.
@@ -61,7 +61,7 @@ impl Code {
         Self::BlocklistEntry,
     ];
 
-    /// Its name.
+    /// The name that the journal, JSON and metrics have: `disk-dead`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
@@ -76,7 +76,7 @@ impl Code {
         self.row().message_id
     }
 
-    /// What it means.
+    /// What it means, in one sentence.
     pub fn meaning(self) -> &'static str {
         self.row().meaning
     }
@@ -86,7 +86,7 @@ impl Code {
         self.row().over
     }
 
-    /// What to do.
+    /// What an administrator does about it.
     pub fn remedy(self) -> &'static str {
         self.row().remedy
     }

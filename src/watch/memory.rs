@@ -44,7 +44,7 @@ pub struct Memory {
     pub images: BTreeMap<(String, Spec), Image>,
 }
 
-/// A cluster.
+/// What is known of a Ceph cluster.
 #[derive(Debug, Default)]
 pub struct Cluster {
     /// Its fsid; `None` until it has answered once.
@@ -75,11 +75,11 @@ pub struct Device {
 /// A read or write that failed.
 #[derive(Debug)]
 pub struct IoError {
-    /// When.
+    /// When the kernel wrote the line, since the boot.
     pub at: Duration,
-    /// `write`.
+    /// What was tried: `read`, `write`, `discard`.
     pub operation: String,
-    /// Why.
+    /// The errno that came back, positive.
     pub errno: i32,
 }
 

@@ -31,15 +31,15 @@ pub struct Guests {
 /// A disk of a guest that runs here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The guest.
+    /// The guest's number.
     pub vmid: u32,
     /// The key of its config: `scsi0`.
     pub key: String,
-    /// The storage.
+    /// The storage's id.
     pub storage: String,
     /// How its cluster is reached, in words; one for all storages that share a connection.
     pub cluster: String,
-    /// The image.
+    /// The image's pool, namespace and name.
     pub image: Spec,
     /// Who opens it.
     pub access: Access,
@@ -52,6 +52,6 @@ pub struct Disk {
 pub struct ClusterLook {
     /// How it is reached, as in [`Disk::cluster`].
     pub cluster: String,
-    /// What it said.
+    /// What the cluster said, or why it could not be asked.
     pub answer: Reading<Answer>,
 }

@@ -26,7 +26,7 @@ impl Key {
 /// A state that is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
-    /// What it is.
+    /// What is wrong.
     pub code: Code,
     /// The guests that run here and have to do with it.
     pub guests: BTreeSet<u32>,
@@ -34,11 +34,11 @@ pub struct Trouble {
     pub disk: Option<String>,
     /// The device, `N` of `/dev/rbdN`.
     pub device: Option<u32>,
-    /// The image.
+    /// The image, `pool/image`, where it is about one.
     pub image: Option<String>,
-    /// The storage.
+    /// The storage's id, where it is about one.
     pub storage: Option<String>,
-    /// The cluster's fsid.
+    /// The cluster's fsid, where it is about one.
     pub fsid: Option<String>,
     /// The Ceph client's address; several of them, joined with commas, for entries of the blocklist.
     pub client: Option<String>,
@@ -79,9 +79,9 @@ impl Trouble {
 /// A state began or is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// It is over.
+    /// It is over; else it has just begun.
     pub over: bool,
-    /// Which one.
+    /// The trouble that began or is over.
     pub trouble: Trouble,
 }
 

@@ -39,7 +39,7 @@ const LOCKS: &str = "/etc/pve/priv/lock";
 /// PVE waits as long.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sets it.
+/// Sets the features that new images get, after a question unless `--yes`.
 pub fn run(node: &Node<'_>, wanted: Features, options: &Defaults) -> Result<Exit> {
     may(node, wanted)?;
     let change = if options.mon { by_monitors(node, wanted)? } else { in_conf(node, wanted)? };

@@ -35,9 +35,9 @@ pub enum Status {
 /// Where a piece of output came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// Standard output.
+    /// What the program writes to standard output.
     Stdout,
-    /// Standard error.
+    /// What the program writes to standard error.
     Stderr,
 }
 
@@ -50,7 +50,7 @@ pub struct Outcome {
     pub status: Status,
     /// Its standard output, the first [`STDOUT_LIMIT`] bytes.
     pub stdout: Vec<u8>,
-    /// There was more.
+    /// There was more on standard output than is kept.
     pub stdout_truncated: bool,
     /// The last [`STDERR_TAIL`] bytes of its standard error, fit for a terminal: line ends, tabs and text; keys are masked.
     pub stderr_tail: String,
@@ -71,7 +71,7 @@ pub struct Failed {
     pub stderr: String,
 }
 
-/// What runs commands.
+/// What runs commands: the system, or a test's stand-in.
 pub trait Runner {
     /// Runs a command to its end and hands over each piece of output as it comes, such as the progress that
     /// `rbd object-map rebuild` writes (`Object Map Rebuild: 10% complete...\r`).
