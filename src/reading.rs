@@ -172,15 +172,20 @@ impl Failure {
         Self::new(what, "the time for it was over before it was done; this node may be slow").on(Origin::Late)
     }
 
+    /// The other side answered with one of these errnos.
+    pub fn is_one_of(&self, errnos: &[nix::errno::Errno]) -> bool {
+        self.origin == Origin::Outside
+            && self.errno.is_some_and(|errno| errnos.iter().any(|one| *one as i32 == errno))
+    }
+
     /// The other side did not answer in the time that it was given (110 ETIMEDOUT).
     pub fn is_no_answer(&self) -> bool {
-        self.origin == Origin::Outside && self.errno == Some(nix::libc::ETIMEDOUT)
+        self.is_one_of(&[nix::errno::Errno::ETIMEDOUT])
     }
 
     /// An OSD or a monitor did not let the user do it.
     pub fn is_refusal(&self) -> bool {
-        self.origin == Origin::Outside
-            && [Some(nix::libc::EPERM), Some(nix::libc::EACCES)].contains(&self.errno)
+        self.is_one_of(&[nix::errno::Errno::EPERM, nix::errno::Errno::EACCES])
     }
 
     /// The same failure, known to be on this side.

@@ -13,13 +13,16 @@ use crate::report::{json, watch as report};
 use crate::settings::Settings;
 use crate::sys::root::Root;
 use crate::sys::time;
+use crate::sys::write::unsynced;
 use crate::watch::Watch;
 use crate::watch::seen::ClusterLook;
 use crate::watch::trouble::Event;
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -284,7 +287,10 @@ impl Metrics {
     }
 
     fn write(&mut self, text: &str) {
-        match write_whole(&self.file, text) {
+        // The collector takes up whatever ends in .prom, so the file gets its name when it is whole.
+        let readable = |new: &std::fs::File| new.set_permissions(Permissions::from_mode(0o644));
+        let written = unsynced(&self.file, ".rbd-preflight.", text.as_bytes(), readable);
+        match written.with_context(|| format!("cannot write {}", self.file.display())) {
             Ok(()) => self.complained = false,
             Err(error) if !self.complained => {
                 self.complained = true;
@@ -302,19 +308,4 @@ impl Drop for Metrics {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.file);
     }
-}
-
-/// The collector takes up whatever ends in .prom, so the file gets its name when it is whole.
-fn write_whole(file: &Path, text: &str) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::PermissionsExt as _;
-    let write = || -> Result<()> {
-        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut new = tempfile::Builder::new().prefix(".rbd-preflight").suffix(".new").tempfile_in(folder)?;
-        new.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        new.write_all(text.as_bytes())?;
-        new.persist(file)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", file.display()))
 }

@@ -58,10 +58,6 @@ impl Attempt<'_> {
         format!("storage {}: {why}", self.storages)
     }
 
-    fn is_outside(&self, errnos: &[Errno]) -> bool {
-        self.failure.origin == Origin::Outside && self.errno().is_some_and(|errno| errnos.contains(&errno))
-    }
-
     fn errno(&self) -> Option<Errno> {
         self.failure.errno.map(Errno::from_raw)
     }
@@ -99,7 +95,7 @@ impl Attempt<'_> {
     /// Nobody names a monitor. Ceph then asks the DNS for them, and ends with 2 where that names none either.
     fn monitors(&self) -> Option<Finding> {
         let way = self.way?;
-        if !self.is_outside(&[Errno::ENOENT]) || way.named.is_some() {
+        if !self.failure.is_one_of(&[Errno::ENOENT]) || way.named.is_some() {
             return None;
         }
         let conf = match &way.conf {
@@ -119,7 +115,7 @@ impl Attempt<'_> {
         let unresolved = |host: &&Host| !matches!(host.found, Resolved::At(_));
         let lost: Vec<&Host> = way.hosts.iter().filter(unresolved).collect();
         let (Some(first), true) =
-            (lost.first(), self.is_outside(&[Errno::EINVAL]) || self.is_outside(&NO_ANSWER))
+            (lost.first(), self.failure.is_one_of(&[Errno::EINVAL]) || self.failure.is_one_of(&NO_ANSWER))
         else {
             return None;
         };
@@ -154,7 +150,7 @@ impl Attempt<'_> {
             return Some(Finding::new(Code::KeyringUnreadable, self.detail(&detail)).commands(rewrite()));
         }
         let keyless = matches!(content.key, Key::NoKey | Key::NoFile);
-        if !keyless || !(self.is_outside(&REFUSED) || self.is_outside(&[Errno::ENOENT])) {
+        if !keyless || !(self.failure.is_one_of(&REFUSED) || self.failure.is_one_of(&[Errno::ENOENT])) {
             return None;
         }
         let others = match content.others.as_slice() {
@@ -175,7 +171,7 @@ impl Attempt<'_> {
 
     /// PVE takes a storage without a keyring for a cluster without authentication; monitors that want some refuse it.
     fn no_keyring(&self) -> Option<Finding> {
-        if !self.is_outside(&REFUSED) {
+        if !self.failure.is_one_of(&REFUSED) {
             return None;
         }
         let id = &self.section.id;
@@ -199,7 +195,7 @@ impl Attempt<'_> {
     }
 
     fn network(&self) -> Option<Finding> {
-        if !self.is_outside(&NO_ANSWER) {
+        if !self.failure.is_one_of(&NO_ANSWER) {
             return None;
         }
         let knocks: &[Knock] = self.way.map_or(&[], |way| &way.knocks);
@@ -223,7 +219,7 @@ impl Attempt<'_> {
 
     /// The monitors were asked, and let nobody in.
     fn user(&self) -> Option<Finding> {
-        if !self.is_outside(&REFUSED) {
+        if !self.failure.is_one_of(&REFUSED) {
             return None;
         }
         let user = &self.connection.user;

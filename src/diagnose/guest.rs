@@ -3,10 +3,11 @@
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::safety::HARMLESS_LOCKS;
 use crate::finding_codes::{Code, Severity};
+use crate::hook::snippet::ours;
 use crate::observe::survey::{DiskFacts, Survey};
 use crate::pve::config_lock;
 use crate::pve::guest::{Guest, Refusal, RefusalKind};
-use crate::pve::snippet::{self, SnippetFacts};
+use crate::pve::snippet::SnippetFacts;
 use crate::pve::words::Note;
 use crate::reading::Reading;
 use crate::settings::policy::{Policy, Scope};
@@ -120,7 +121,7 @@ fn snippet(guest: &Guest, facts: &SnippetFacts, to_start: bool) -> Finding {
         return finding.severity(Severity::Note).remedy(RemedyKind::None, "");
     }
     let (tool, vmid) = (guest.tool(), guest.vmid);
-    if hookscript && snippet::is_own(&facts.volid) {
+    if hookscript && ours(&facts.volid).is_some() {
         let text = format!(
             "it is rbd-preflight's own: `rbd-preflight attach {vmid}` puts it back, `rbd-preflight detach {vmid}` takes it \
              out of the guest's config"

@@ -10,7 +10,6 @@ use crate::finding_codes::{Code, Severity};
 use crate::observe::survey::{DiskFacts, StorageFacts, Survey};
 use crate::rbd::action::{ActionReport, ActionResult};
 use crate::reading::{Failure, Origin, Reading};
-use nix::errno::Errno;
 
 /// What a stop rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,8 +205,8 @@ impl<'a> Seen<'a> {
             G::QemuKey => self.storages().any(|storage| {
                 storage.qemu_keyring.as_ref().is_some_and(|lacking| lacking.by_blockdev == Some(true))
             }),
-            G::NoAnswer => self.failures().any(|failure| is_outside(failure, &NO_ANSWER)),
-            G::Refusal => self.failures().any(|failure| is_outside(failure, &REFUSED)),
+            G::NoAnswer => self.failures().any(|failure| failure.is_one_of(&NO_ANSWER)),
+            G::Refusal => self.failures().any(|failure| failure.is_one_of(&REFUSED)),
             G::Conf => self.failures().any(|failure| failure.origin == Origin::Conf),
             G::Quorum => self.survey.node.quorate.known().is_some(),
             G::Snippet => self.survey.node.snippets.iter().any(|facts| facts.refused.known().is_some()),
@@ -289,9 +288,4 @@ impl<'a> Seen<'a> {
 
 fn has_caps(storage: &StorageFacts) -> bool {
     storage.caps.as_ref().is_some_and(|caps| caps.known().is_some())
-}
-
-fn is_outside(failure: &Failure, errnos: &[Errno]) -> bool {
-    failure.origin == Origin::Outside
-        && failure.errno.is_some_and(|errno| errnos.contains(&Errno::from_raw(errno)))
 }

@@ -3,7 +3,7 @@
 use super::keys::user_of;
 use super::{Check, Facts, State, StorageFacts, keys};
 use crate::ceph::caps::{caps_command, caps_template, may_blocklist, template_remark};
-use crate::ceph::cluster::{ClusterFacts, REFUSED};
+use crate::ceph::cluster::ClusterFacts;
 use crate::ceph::image::ImageReading;
 use crate::diagnose::connecting::Attempt;
 use crate::diagnose::finding::Finding;
@@ -11,7 +11,6 @@ use crate::finding_codes::Severity;
 use crate::pve::connection::rbd_arguments;
 use crate::reading::{Failure, Reading};
 use crate::sys::command::Command;
-use nix::errno::Errno;
 use std::collections::BTreeMap;
 
 pub(super) fn checks(facts: &Facts) -> Vec<Check> {
@@ -60,7 +59,7 @@ fn reach(storage: &StorageFacts) -> Check {
         }
         Reading::Known((_, ImageReading::Unknown(failure) | ImageReading::ParentMissing(failure))) => {
             let check = fail(format!("{who} connects, but cannot look into the pool {pool}: {failure}"));
-            match failure.errno.is_some_and(|errno| REFUSED.contains(&Errno::from_raw(errno))) {
+            match failure.is_refusal() {
                 true => check.remedy(template(storage)),
                 false => check.remedy(rbd(storage, &["ls"])),
             }

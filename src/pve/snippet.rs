@@ -128,11 +128,6 @@ pub fn parse(volid: &str) -> Option<(&str, &str)> {
     plain.then_some((storage, name))
 }
 
-/// It is this tool's own hookscript: `rbd-preflight`, or the copy that also calls the one that the guest had before.
-pub fn is_own(volid: &str) -> bool {
-    parse(volid).is_some_and(|(_, name)| name == "rbd-preflight" || name.starts_with("rbd-preflight+"))
-}
-
 /// The file of a snippet, as PVE names it, or why there is none. The storage need not be enabled or mounted:
 /// PVE does not look.
 pub fn path(storages: &StorageConfig, volid: &str) -> Result<String, String> {

@@ -12,11 +12,20 @@ pub fn whole(
     bytes: &[u8],
     prepare: impl FnOnce(&File) -> Result<()>,
 ) -> Result<()> {
+    unsynced(file, prefix, bytes, |new| prepare(new).and_then(|()| new.sync_all()))
+}
+
+/// The same without waiting for the disk, for a file that is written again and again: after a power failure it may be empty.
+pub fn unsynced(
+    file: &Path,
+    prefix: &str,
+    bytes: &[u8],
+    prepare: impl FnOnce(&File) -> Result<()>,
+) -> Result<()> {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut new = tempfile::Builder::new().prefix(prefix).tempfile_in(directory)?;
     new.write_all(bytes)?;
     prepare(new.as_file())?;
-    new.as_file().sync_all()?;
     new.persist(file)?;
     Ok(())
 }

@@ -1,16 +1,17 @@
 //! What is wrong now, by what is known.
 
+use crate::ceph::cluster::NO_ANSWER;
 use crate::kernel::Mapping;
 use crate::pve::guest::Access;
 use crate::rbd::address::host_of;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::blocklist::entry_of;
-use crate::reading::{Failure, Origin};
+use crate::reading::Failure;
 use crate::watch::code::Code;
 use crate::watch::memory::{Cluster, Memory};
 use crate::watch::seen::Disk;
 use crate::watch::trouble::{Key, Trouble};
-use nix::libc::{ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, ESHUTDOWN, ETIMEDOUT};
+use nix::libc::ESHUTDOWN;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -80,8 +81,7 @@ fn silent(memory: &Memory, place: &str, cluster: &Cluster, wrong: &mut Wrong) {
 
 /// Nobody answered, which is another thing than an answer that says no.
 fn is_silence(failure: &Failure) -> bool {
-    let silent = |errno: &i32| [ETIMEDOUT, EHOSTUNREACH, ENETUNREACH, ECONNREFUSED].contains(errno);
-    failure.origin == Origin::Outside && failure.errno.as_ref().is_some_and(silent)
+    failure.is_one_of(&NO_ANSWER)
 }
 
 /// Entries of the blocklist that are about this node, and not about a client that is known to be in use.
