@@ -90,6 +90,7 @@ fn stopper(report: &Value, code: &str) -> String {
 #[test]
 fn a_line_of_ceph_conf_that_is_none_is_named() {
     let (node, vmid) = node();
+    node.assert_healthy(vmid);
     let conf = std::fs::read_to_string(node.path(CONF)).unwrap();
     node.write(CONF, &conf.replacen("[global]\n", "[global]\nthis is junk\n", 1));
     let detail = stopper(&node.check(vmid), "ceph-conf-invalid");

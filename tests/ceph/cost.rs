@@ -19,6 +19,7 @@ fn loaded(node: &Node, vmid: u32) -> String {
 #[test]
 fn a_guest_without_rbd_disks_loads_nothing_of_ceph() {
     let (node, vmid, _) = Node::with_vm_on("ceph-librbd", "rbd", DEFAULT);
+    node.assert_healthy(vmid);
     let with = loaded(&node, vmid);
     assert!(with.contains("librados.so.2") && with.contains("librbd.so.1"), "the linker's report: {with}");
     let vmid = new_vmid();

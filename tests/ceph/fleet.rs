@@ -100,6 +100,7 @@ fn times_as_fast<const N: usize>(node: &Node, arguments: [&str; N]) -> f64 {
 fn two_hundred_guests_are_told_right_at_once() {
     let node = fleet();
     map_others(&node);
+    node.assert_healthy(1005);
     let healthy = node.run(["check", "--all"]);
     assert_eq!(healthy.code, 0, "{healthy:?}");
     assert!(healthy.stdout.ends_with("200 guests: 200 ready\n"), "{}", healthy.stdout);

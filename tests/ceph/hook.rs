@@ -12,6 +12,7 @@ fn hook(node: &Node, vmid: u32) -> Ran {
 #[test]
 fn a_healthy_guest_gets_one_line_on_stderr() {
     let (node, vmid, _) = Node::with_vm(DEFAULT);
+    node.assert_healthy(vmid);
     let ran = hook(&node, vmid);
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (0, "", 1), "{ran:?}");
 }

@@ -68,6 +68,7 @@ fn a_quiet_repair_tells_what_it_changes_and_what_still_blocks() {
     node.image(&format!("rbd/vm-{healthy}-disk-0"), "layering,exclusive-lock,object-map,fast-diff");
     node.vm(healthy, &format!("scsi0: ceph-krbd:vm-{healthy}-disk-0\n"));
     node.vm(broken, &format!("scsi0: ceph-krbd:vm-{broken}-disk-0\n"));
+    node.assert_healthy(healthy);
     let ran = node.run(["repair", "--all", "--yes", "--quiet"]);
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!((ran.code, lines.len()), (3, 2), "{ran:?}");

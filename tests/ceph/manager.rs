@@ -37,7 +37,7 @@ fn a_disk_that_the_manager_flattens_is_told_and_starts_and_a_writer_beside_it_is
     node.vm(vmid, &config("ceph-librbd"));
     node.write("/etc/rbd-preflight/config.yaml", "watcher_grace: 2\n");
     let start = || node.run(["hook", &vmid.to_string(), "pre-start"]);
-    assert_eq!(node.check(vmid)["verdict"], "ready");
+    node.assert_healthy(vmid);
 
     let dump = || node.lab.ceph(&["mgr", "dump", "--format", "json"]);
     wait_until("the monitors know the manager's clients", LONG, || {

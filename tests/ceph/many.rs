@@ -74,6 +74,7 @@ fn fifty_guests_start_at_once() {
         node.vm(vmid, &format!("scsi0: ceph-krbd:{base}/vm-{owner}-disk-0,size=8M\n"));
     }
 
+    node.assert_healthy(guests[2]);
     let begun = Instant::now();
     let running: Vec<_> = guests.iter().map(|vmid| start(&node, *vmid)).collect();
     let ended: Vec<Ended> = running.into_iter().map(|hook| hook.join().unwrap()).collect();

@@ -118,6 +118,7 @@ fn a_mirrored_guest_starts_at_its_primary_site_and_only_there() {
     wait_until("the other site's daemon has the image open", LONG, || !a.watchers(100).is_empty());
 
     a.assert_starts();
+    a.node.assert_healthy(100);
     let told = a.node.run(["check", "-v", "100"]).stdout;
     assert!(told.contains(&format!("rbd-mirror at {} copies it", a.watchers(100)[0])), "{told}");
     b.assert_refuses();

@@ -75,6 +75,7 @@ fn a_client_that_cannot_be_set_up_is_no_fault_of_the_cluster() {
 #[test]
 fn a_conf_that_is_not_there_is_named() {
     let (node, vmid, _) = Node::with_vm(DEFAULT);
+    node.assert_healthy(vmid);
     std::fs::remove_file(node.path("/etc/pve/ceph.conf")).unwrap();
     let report = node.check(vmid);
     let found = finding(&report, "ceph-conf-missing");

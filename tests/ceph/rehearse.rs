@@ -134,6 +134,7 @@ fn tree(directory: &Path) -> Vec<String> {
 fn a_guest_that_lacks_something_on_the_other_node_is_told_with_the_cause() {
     let pair = Pair::new();
     let healthy = pair.vm("");
+    pair.one.assert_healthy(healthy);
     let far = new_vmid();
     pair.one.append(
         "/etc/pve/storage.cfg",

@@ -109,6 +109,7 @@ fn a_live_writer_is_not_disturbed() {
 #[test]
 fn a_dead_writers_lock_is_broken_once_its_watch_is_gone() {
     let (node, vmid, spec) = Node::with_vm(DEFAULT);
+    node.assert_healthy(vmid);
     node.lab.writer(&spec).kill();
     let ran = repair(&node, vmid);
     assert_eq!(ran.code, 4, "the watch is still there: {ran:?}");

@@ -128,8 +128,7 @@ fn a_data_pool_that_is_not_in_the_caps_stops_the_start_and_the_line_fixes_it() {
     assert!(hook.code == 3 && hook.stderr.contains("the start is stopped (rights-missing)"), "{hook:?}");
     run(&node, &line);
     assert!(writes_to(&node, &user, "pool2"));
-    let report = node.check(vmid);
-    assert_eq!(report["verdict"], "ready", "{report:#}");
+    node.assert_healthy(vmid);
 }
 
 #[test]

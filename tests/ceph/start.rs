@@ -58,6 +58,7 @@ fn a_failure_that_has_nothing_to_do_with_disks_changes_none() {
 #[test]
 fn a_failure_that_a_disk_can_explain_resets_features_last() {
     let (node, vmid, spec) = Node::with_vm_on("ceph-librbd", "rbd", DEFAULT);
+    node.assert_healthy(vmid);
     let printed =
         format!("kvm: -drive file=rbd:{spec}:conf=/etc/pve/ceph.conf,id=drive-scsi0: error opening\n");
     fails(&node, vmid, 2, &printed, "start failed: QEMU exited with code 1");

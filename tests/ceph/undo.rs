@@ -45,6 +45,7 @@ fn a_repair_is_told_undone_and_the_undoing_undone() {
     node.lab.rbd(&["snap", "create", &format!("{spec}@a"), "--no-progress"]);
     let before = node.features(&spec);
     let first = repaired(&node, vmid);
+    node.assert_healthy(vmid);
     let repaired = node.features(&spec);
 
     let told = runs(&node, &["--guest", &vmid.to_string(), "--image", &spec, "--since", "1h"]);

@@ -147,6 +147,7 @@ fn says(node: &Node, line: &str) {
 #[test]
 fn a_guest_whose_client_comes_onto_the_blocklist_is_told_once_and_its_end_too() {
     let (node, vmid, image) = guest(Lab::shared(), "ceph-librbd");
+    node.assert_healthy(vmid);
     let _writer = node.lab.writer(&image);
     let address = watchers(&node, &image).remove(0);
     let watcher = Watcher::start(&node);

@@ -3,8 +3,8 @@
 //! `tests/run` starts them once and says where they are in RBD_PREFLIGHT_KERNEL_LAB. All tests share them, one after
 //! the other; [`on_the_kernel`] lets one in, watches that no live client is harmed, and cleans up after it.
 
-use super::node::Ran;
-use super::{succeed, tool};
+use super::node::{Ran, alarms};
+use super::{succeed, tool, wait_until};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -469,6 +469,13 @@ impl KernelNode<'_> {
         serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
     }
 
+    /// The same as [`super::node::Node::assert_healthy`]; what was done to the cluster before may have to pass.
+    pub fn assert_healthy(&self, vmid: u32) {
+        wait_until("nothing is said of a healthy guest that is more than a note", LIMIT, || {
+            alarms(&self.check(vmid)).is_empty()
+        });
+    }
+
     /// Starts a script that goes on by itself.
     pub fn spawn(&self, script: &str) -> std::thread::JoinHandle<Ran> {
         let command = self.command(LIMIT, script);
@@ -587,7 +594,7 @@ impl KernelNode<'_> {
     pub fn blocklist_client_of(&self, disk: &Disk) -> String {
         let address = self.client_of(disk);
         self.kernel.blocklist(&address);
-        super::wait_until("the kernel sees that its client is dead", Duration::from_secs(30), || {
+        wait_until("the kernel sees that its client is dead", Duration::from_secs(30), || {
             self.run(&format!("dd if=/dev/zero of={} bs=4k count=1 oflag=direct", self.device(disk))).code
                 == 1
         });

@@ -47,6 +47,7 @@ fn start_ends_the_incident() {
         let node = kernel.node(1);
         let (other, others) = node.guest_with(&[(KRBD, DEFAULT)]);
         let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT), (KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         assert_eq!(node.pve_start(&[&others[..], &disks].concat()), [0, 0, 0]);
         node.run_guest(other, &others[0]);
         node.blocklist_client_of(&disks[0]);

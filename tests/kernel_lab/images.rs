@@ -86,6 +86,7 @@ fn images_that_are_not_there_and_a_parent_that_cannot_be_read() {
     on_the_kernel(|kernel| {
         let node = kernel.node(1);
         let (vmid, mut disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         for (n, storage) in [KRBD, NO_POOL, NO_NAMESPACE].into_iter().enumerate() {
             disks.push(disk(storage, format!("vm-{vmid}-disk-{}", n + 1)));
         }

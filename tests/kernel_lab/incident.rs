@@ -11,6 +11,7 @@ fn another_guest_sits_on_the_dead_client() {
         let node = kernel.node(1);
         let (other, others) = node.guest_with(&[(KRBD, DEFAULT)]);
         let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT), (KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         assert_eq!(node.pve_start(&[&others[..], &disks].concat()), [0, 0, 0]);
         let qemu = node.run_guest(other, &others[0]);
         let dead = node.blocklist_client_of(&disks[0]);

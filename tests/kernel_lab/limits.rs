@@ -14,6 +14,7 @@ fn a_map_that_never_ends() {
     on_the_kernel(|kernel| {
         let node = kernel.node(1);
         let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT), (KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         // Always, for the second disk.
         node.stand_in(
             "rbd",

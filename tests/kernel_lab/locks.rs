@@ -12,6 +12,7 @@ fn a_crashed_node_left_its_lock() {
     on_the_kernel(|kernel| {
         let (node, lost) = (kernel.node(1), kernel.node(2));
         let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         assert_eq!(lost.pve_start(&disks), [0]);
         lost.must(&format!(
             "echo written by pve2 | dd of={} bs=4k seek=1 conv=sync oflag=direct",

@@ -132,6 +132,7 @@ fn a_mapping_for_reading_only_is_mapped_anew() {
     on_the_kernel(|kernel| {
         let node = kernel.node(1);
         let (vmid, disks) = node.guest_with(&[(KRBD, DEFAULT)]);
+        node.assert_healthy(vmid);
         node.must(&format!("{} -o ro", disks[0].rbd("map")));
         assert_eq!(node.pve_start(&disks), [0], "a device is there");
         assert_eq!(

@@ -1,13 +1,9 @@
 //! Starts that go well, and what they cost.
 
 use crate::common::kernel::{KRBD, Kernel, LIBRBD, NAMESPACE, disk, on_the_kernel, say};
-use crate::common::node::{DEFAULT, alarms};
-use crate::common::wait_until;
+use crate::common::node::DEFAULT;
 use crate::{assert_said, assert_shown_in_readme};
-use std::time::{Duration, Instant};
-
-/// How long something may take, on a machine that is slow and busy.
-const LONG: Duration = Duration::from_secs(300);
+use std::time::Instant;
 
 /// Each kind of disk, as Proxmox VE would map it, and none that it would not.
 #[test]
@@ -21,10 +17,7 @@ fn healthy() {
         let config = node.must(&format!("cat /etc/pve/qemu-server/{vmid}.conf"));
         let tpm_line = format!("tpmstate0: ceph-librbd:{},size=4M,version=v2.0\n", tpm.image);
         node.guest(vmid, &format!("{config}ostype: win11\n{tpm_line}"));
-        // Whatever else was done to the cluster before may have to pass.
-        wait_until("nothing is said of a healthy guest that is more than a note", LONG, || {
-            alarms(&node.check(vmid)).is_empty()
-        });
+        node.assert_healthy(vmid);
 
         let ran = node.hook(vmid);
         assert_said(&ran, 0, &["continuing with the start"]);
