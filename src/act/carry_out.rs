@@ -1,7 +1,10 @@
 //! One change: locked against other runs, justified by a fresh look, in the journal before and after.
 
-use super::run_rbd::TimeLimit;
-use super::{break_lock, doubt, kernel_log, run_rbd, unmap};
+use super::break_lock::break_lock;
+use super::doubt::made_all_the_same;
+use super::kernel_log;
+use super::run_rbd::{TimeLimit, run_rbd};
+use super::unmap::unmap;
 use crate::act::run_lock::{Busy, Holder, Name, RunLock};
 use crate::diagnose::owner;
 use crate::journal::{Intent, Journal, RunId};
@@ -133,16 +136,15 @@ impl Hands<'_> {
             Ok(ticket) => ticket,
             Err(error) => return ActionResult::withheld(error_text(&error)),
         };
-        let command = || run_rbd::run(self.runner, self.root, action, self.time, progress);
+        let command = || run_rbd(self.runner, self.root, action, self.time, progress);
         let result = match &action.change {
             Change::BreakLock { owner } => {
-                break_lock::break_lock(survey, action, &Locker::from(owner), self.time.limit, left_at_it)
+                break_lock(survey, action, &Locker::from(owner), self.time.limit, left_at_it)
             }
-            Change::Unmap { device } => unmap::unmap(self.root, survey, action, *device, command),
+            Change::Unmap { device } => unmap(self.root, survey, action, *device, command),
             _ => command(),
         };
-        let made = || doubt::in_doubt(action, &result) && doubt::made(action, look);
-        let result = if made() { ActionResult::done() } else { result };
+        let result = if made_all_the_same(action, &result, look) { ActionResult::done() } else { result };
         let result = with_duration(result, begun.elapsed());
         // The change is made: a journal that cannot be written now is no reason to say that it was not.
         if let Err(error) = journal.outcome(ticket, now().as_secs(), json!(result), begun.elapsed()) {

@@ -22,7 +22,7 @@ pub struct TimeLimit {
 
 /// Runs a change's command; a map is done once udev has made the link to the device. `progress` is given what a rebuild
 /// says of itself, in percent.
-pub fn run(
+pub fn run_rbd(
     runner: &dyn Runner,
     root: &Root,
     action: &Action,

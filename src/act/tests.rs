@@ -1,5 +1,5 @@
 use super::carry_out::Hands;
-use super::doubt::{in_doubt, made};
+use super::doubt::made_all_the_same;
 use super::kernel_log::attribute;
 use super::run_rbd::TimeLimit;
 use crate::journal::RunId;
@@ -183,9 +183,8 @@ fn a_lock_is_broken_if_its_owner_is_gone_whatever_the_time_said() {
                 "migration": { "known": null } } } }]);
         Ok(serde_json::from_value::<Survey>(survey)?)
     };
-    let broken = |result: &ActionResult, lockers: &[Locker]| {
-        in_doubt(&action, result) && made(&action, &|| survey(lockers))
-    };
+    let broken =
+        |result: &ActionResult, lockers: &[Locker]| made_all_the_same(&action, result, &|| survey(lockers));
     assert!(broken(&late(), &[]));
     assert!(!broken(&late(), &[owner]));
     assert!(!broken(&denied, &[]), "somebody else has freed it");

@@ -12,14 +12,14 @@ use std::time::Duration;
 /// How long PVE's lock of a guest may be held; its tasks wait 10 s for it.
 const PVE_PATIENCE: Duration = Duration::from_secs(7);
 
-/// Unmaps a device by `unmap` if it still is what was judged: its number may be another image's by now. Meanwhile PVE is kept
+/// Unmaps a device by `command` if it still is what was judged: its number may be another image's by now. Meanwhile PVE is kept
 /// from beginning anything with the guests that name the image: one of them might open the device just then.
 pub fn unmap(
     root: &Root,
     survey: &Survey,
     action: &Action,
     device: u32,
-    unmap: impl FnOnce() -> ActionResult + Send,
+    command: impl FnOnce() -> ActionResult + Send,
 ) -> ActionResult {
     let guests = survey.node.mapping_users.get(&device).into_iter().flat_map(|users| users.locked.keys());
     let mut held = Vec::new();
@@ -36,7 +36,7 @@ pub fn unmap(
     }
     match still_there(&sysfs::mapping_now(root, device), action) {
         Some(why) => ActionResult::withheld(format!("/dev/rbd{device} {why}")),
-        None => holding_for(PVE_PATIENCE, held, unmap),
+        None => holding_for(PVE_PATIENCE, held, command),
     }
 }
 
