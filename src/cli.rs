@@ -59,14 +59,14 @@ pub enum Command {
     Doctor(Doctor),
     /// Report what happens to the disks of running guests, until it is stopped; changes nothing
     Watch(Watch),
-    /// What Proxmox VE's hookscript calls
+    /// What Proxmox VE's hookscript calls; not meant to be run by hand
     Hook(Hook),
 }
 
 /// The guests that a command is for: by number, or all of this node.
 #[derive(Debug, Args)]
 pub struct Guests {
-    /// Guests by number
+    /// Guests by their number (VMID)
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmids: Vec<u32>,
     /// Every guest of this node
@@ -196,7 +196,7 @@ pub struct Repair {
 /// The options of `start`.
 #[derive(Debug, Args)]
 pub struct Start {
-    /// The guest
+    /// The number of the guest (VMID)
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
     /// How often to try at most; where a disk can explain why it fails, the last try resets the disks' features
@@ -205,7 +205,7 @@ pub struct Start {
     /// Begin no further try after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub deadline: u64,
-    /// Do not ask
+    /// Do not ask before anything is changed
     #[arg(long, short)]
     pub yes: bool,
     /// Print JSON
@@ -216,7 +216,7 @@ pub struct Start {
 /// The options of `disks`.
 #[derive(Debug, Args)]
 pub struct Disks {
-    /// The guest
+    /// The number of the guest (VMID)
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
     /// Print JSON
@@ -253,7 +253,7 @@ pub struct Undo {
     /// Print the commands, change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask
+    /// Do not ask before anything is changed
     #[arg(long, short)]
     pub yes: bool,
 }
@@ -275,7 +275,7 @@ pub struct Attach {
 /// The options of `detach`.
 #[derive(Debug, Args)]
 pub struct Detach {
-    /// Which guests
+    /// Which guests to detach
     #[command(flatten)]
     pub guests: Guests,
     /// How to go about it
@@ -289,7 +289,7 @@ pub struct Manner {
     /// Print the commands, change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not ask
+    /// Do not ask before anything is changed
     #[arg(long, short)]
     pub yes: bool,
     /// Print JSON
@@ -340,7 +340,7 @@ pub struct Hook {
     /// The hookscript that the guest had before, which is called too; the snippet's name says it
     #[arg(long, value_name = "VOLID", hide = true)]
     pub earlier: Option<String>,
-    /// The guest
+    /// The number of the guest (VMID)
     #[arg(value_name = "VMID", value_parser = vmid)]
     pub vmid: u32,
     /// The phase that Proxmox VE calls it in

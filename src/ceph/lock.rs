@@ -25,7 +25,7 @@ pub enum NotBroken {
     Changed(Lock),
     /// Refused: somebody watches the image.
     Watched(Vec<Watcher>),
-    /// Refused: the lock is of `rbd lock add` or another program's (its tag, its owners); only a human knows whose.
+    /// Refused: the lock is of `rbd lock add` or another program's (its tag, its owners); only an administrator knows whose.
     External(Lock),
     /// Refused: the image has no exclusive-lock, so librbd has no lock to take over.
     NoExclusiveLock,

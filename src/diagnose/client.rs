@@ -1,4 +1,4 @@
-//! This node's kernel clients that are on the OSD blocklist, each told by itself.
+//! This node's kernel clients that are on the OSD blocklist, a finding for each.
 
 use crate::diagnose::finding::{Finding, RemedyKind};
 use crate::diagnose::mapping::{kept, told, unmap};

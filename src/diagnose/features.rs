@@ -49,7 +49,7 @@ fn unsupported(image: &Image) -> Option<Finding> {
     })
 }
 
-/// Features taken off with all that depends on them; where that is a mirror's journal, by a person only.
+/// Features taken off with all that depends on them; where that is a mirror's journal, by an administrator only.
 fn disable(image: &Image, finding: Finding, features: Features) -> Finding {
     let features = features.with_dependents() & image.facts.features;
     let change = Change::DisableFeatures { features };

@@ -10,7 +10,7 @@ use serde::Serialize;
 pub enum RemedyKind {
     /// `repair` and the hook do it, unless it is withheld.
     Automatic,
-    /// A person has to.
+    /// An administrator has to.
     Manual,
     /// It passes by itself, or once somebody has acted elsewhere; then look again.
     Wait,
@@ -69,7 +69,7 @@ impl Remedy {
         self.kind == RemedyKind::None && (self.text.is_empty() || self.text.starts_with("nothing to do"))
     }
 
-    /// Leaves to a person what `repair` would have done, and says why.
+    /// Leaves to an administrator what `repair` would have done, and says why.
     pub fn withhold(&mut self, why: String) {
         if self.kind == RemedyKind::Automatic {
             self.kind = RemedyKind::Manual;

@@ -1,4 +1,4 @@
-//! The keys of the storages' users: can Ceph's libraries, the kernel and Proxmox VE use them on this node. All of it is told before
+//! The keys of the storages' users: can Ceph's libraries, the kernel and Proxmox VE use them on this node. All of it is reported before
 //! anything is mapped.
 
 use crate::ceph::keyring::{Key, Keyring};

@@ -1,4 +1,4 @@
-//! Why `rbd map` failed: its exit code is the errno, and the kernel's log tells the rest. PVE's own message has neither.
+//! Why `rbd map` failed: its exit code is the errno, and the kernel's log says the rest. PVE's own message has neither.
 
 use crate::ceph::image::ImageFacts;
 use crate::ceph::keyring::Key;

@@ -15,7 +15,7 @@ pub enum Verdict {
     Repairable,
     /// It could not be found out.
     Unknown,
-    /// The start is certain to fail, and only a person can fix that.
+    /// The start is certain to fail, and fixing it needs an administrator.
     Blocked,
     /// The start would put data at risk.
     Refused,

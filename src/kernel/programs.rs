@@ -1,5 +1,5 @@
 //! Programs of this node that are clients of Ceph by its own library: QEMU, `rbd`, `rbd-nbd`, a backup. Which of them an
-//! address belongs to is told nowhere: a client has no port, and the number behind its address is made up by the library
+//! address belongs to is shown nowhere: a client has no port, and the number behind its address is made up by the library
 //! (`Messenger::create_client_messenger` in Ceph's `src/msg/Messenger.cc`). What there is: who has the library loaded, and
 //! what its command line says.
 

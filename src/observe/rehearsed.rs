@@ -1,7 +1,7 @@
 //! A survey of a guest as if it were this node's and stopped: what a start here would meet. Pure.
 //!
 //! What belongs to the guest where it is now is taken away: the watch and the lock of its own node. Whether somebody else
-//! is at its disks can only be told on that node, which alone knows whether the guest runs and what its own clients are.
+//! is at its disks can only be known on that node, which alone knows whether the guest runs and what its own clients are.
 
 use crate::ceph::image::{ImageFacts, ImageReading};
 use crate::observe::survey::Survey;

@@ -1,4 +1,4 @@
-//! What `watch` tells: a line for people, fields for systemd's journal, JSON, metrics.
+//! What `watch` reports: a line for people, fields for systemd's journal, JSON, metrics.
 
 use crate::report::prometheus::{escaped, family};
 use crate::sys::plain::plain;

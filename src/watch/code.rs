@@ -1,4 +1,4 @@
-//! What can be told of running guests: names that do not change.
+//! What can be reported of running guests: names that do not change.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! What is told while guests run, and when: pure, so that every course of events can be played in a test.
+//! What is reported while guests run, and when: pure, so that every course of events can be played in a test.
 //!
-//! `commands/watch.rs` looks and listens; [`Watch`] takes what was seen and heard and gives what is to be told.
+//! `commands/watch.rs` looks and listens; [`Watch`] takes what was seen and heard and gives what is to be reported.
 //! Nothing here changes anything, and nothing here may name what does.
 
 pub mod code;

@@ -1,4 +1,4 @@
-//! What is told: a state that began or is over.
+//! What is reported: a state that began or is over.
 
 use crate::watch::code::Code;
 use crate::watch::seen::Disk;
