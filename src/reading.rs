@@ -95,8 +95,13 @@ pub fn errno_text(errno: i32) -> String {
     format!("error {errno} ({name}, {})", errno_words(errno))
 }
 
-/// The kernel's own errno for what it does not support, for which the C library has no words (`include/linux/errno.h`).
-const ENOTSUPP: i32 = 524;
+/// The kernel's own errno for what it does not support, for which the C library has neither name nor words (`include/linux/errno.h`).
+pub const ENOTSUPP: Errno = 524;
+
+/// What comes back where the user may not do it.
+pub fn is_not_permitted(errno: Errno) -> bool {
+    matches!(errno, nix::libc::EPERM | nix::libc::EACCES)
+}
 
 /// The C library's words for a positive errno: those that `rbd`, QEMU and the shell show.
 fn errno_words(errno: i32) -> String {
@@ -185,7 +190,7 @@ impl Failure {
 
     /// An OSD or a monitor did not let the user do it.
     pub fn is_refusal(&self) -> bool {
-        self.is_one_of(&[nix::errno::Errno::EPERM, nix::errno::Errno::EACCES])
+        self.origin == Origin::Outside && self.errno.is_some_and(is_not_permitted)
     }
 
     /// The same failure, known to be on this side.

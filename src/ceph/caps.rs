@@ -14,6 +14,7 @@ use crate::pve::storage::RbdStorage;
 use crate::reading::{Failure, Reading};
 use crate::sys::quote::quoted;
 use crate::sys::root::Root;
+use nix::libc::ETIMEDOUT;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -254,7 +255,6 @@ pub fn find_caps(root: &Root, connection: &Connection, user: &str, deadline: Dur
 }
 
 fn late(connection: &Connection, user: &str) -> Failure {
-    const ETIMEDOUT: i32 = 110;
     Failure::errno(format!("read the caps of client.{user} through {}", place(connection)), ETIMEDOUT)
 }
 

@@ -9,6 +9,7 @@ use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
 use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
+use nix::libc::{EIO, ENOENT};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -104,8 +105,6 @@ fn of_pool(session: &Arc<Cluster>, pool: &str) -> Result<Option<String>, Failure
 /// # Errors
 /// Ceph's errno; 5 for an answer that is not understood.
 pub(super) fn own_value(pool: &Pool, object: &str, option: &str) -> Result<Option<String>, Errno> {
-    const ENOENT: Errno = 2;
-    const EIO: Errno = 5;
     let key = format!("conf_{option}");
     let mut input = u32::try_from(key.len()).unwrap_or_default().to_le_bytes().to_vec();
     input.extend_from_slice(key.as_bytes());

@@ -2,15 +2,12 @@
 
 use crate::ceph::ffi::Pool;
 use crate::reading::Failure;
+use nix::libc::{ENOENT, ERANGE};
 
 /// The object that holds the names of all images of format 2.
 const DIRECTORY: &str = "rbd_directory";
 /// Entries that are asked for at a time; the answer has to fit into 4 KiB.
 const PAGE: u64 = 32;
-/// `ENOENT`.
-const ENOENT: i32 = 2;
-/// `ERANGE`: the answer does not fit.
-const ERANGE: i32 = 34;
 
 /// The names of a pool's images, in order. A pool in which there never was an image has none.
 ///

@@ -10,14 +10,11 @@ use crate::rbd::address::bare_address;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::lock::Watcher;
 use crate::rbd::spec::Spec;
-use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
+use nix::libc::{ESHUTDOWN, ETIMEDOUT};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-
-const ESHUTDOWN: Errno = 108;
-const ETIMEDOUT: Errno = 110;
 
 /// An image whose watchers are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]

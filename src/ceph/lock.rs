@@ -11,8 +11,8 @@ use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
 use crate::rbd::lock::{Lock, Locker, Watcher};
 use crate::rbd::spec::Spec;
-use crate::reading::Errno;
-use crate::reading::{Failure, Reading};
+use crate::reading::{Errno, Failure, Reading, is_not_permitted};
+use nix::libc::{EBUSY, EINVAL, ETIMEDOUT};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -90,8 +90,6 @@ pub fn break_stale_lock(
     outcome.unwrap_or(Err(NotBroken::StillAtIt(late)))
 }
 
-const ETIMEDOUT: Errno = 110;
-
 fn late(connection: &Connection, spec: &Spec) -> Failure {
     Failure::errno(format!("break the lock of {spec} through {}", place(connection)), ETIMEDOUT)
 }
@@ -136,9 +134,9 @@ impl Job {
     fn refused(&self, errno: Errno) -> NotBroken {
         let failure = Failure::errno(format!("take over the lock of {}", self.spec), errno);
         match errno {
-            1 | 13 => NotBroken::MayNotBlocklist(failure),
-            16 => NotBroken::HeldExternally(failure),
-            22 => NotBroken::BlocklistExpiry(failure),
+            _ if is_not_permitted(errno) => NotBroken::MayNotBlocklist(failure),
+            EBUSY => NotBroken::HeldExternally(failure),
+            EINVAL => NotBroken::BlocklistExpiry(failure),
             _ => NotBroken::Failed(failure),
         }
     }

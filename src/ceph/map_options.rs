@@ -15,6 +15,7 @@ use crate::rbd::spec::Spec;
 use crate::reading::{Errno, Failure, Reading, error_text};
 use crate::sys::command::Command;
 use crate::sys::process::{Outcome, Runner, System};
+use nix::libc::ETIMEDOUT;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -24,8 +25,6 @@ use std::time::Duration;
 const OPTION: &str = "rbd_default_map_options";
 /// How long `rbd --version` may take; it asks nobody.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// `ETIMEDOUT`.
-const ETIMEDOUT: Errno = 110;
 
 /// Reads the option for each image, in their order; each comes with its id, empty for format 1. Opens a connection of
 /// its own and returns by `deadline` and at most a second: meant for when a kernel client is dead.

@@ -6,12 +6,8 @@ use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
+use nix::libc::{ENOENT, EPERM};
 use std::sync::Arc;
-
-/// `EPERM`: an OSD answers so where the user's caps do not allow it.
-const EPERM: Errno = 1;
-/// `ENOENT`.
-const ENOENT: Errno = 2;
 
 /// What it means that a pool could not be reached.
 pub fn of_pool(spec: &Spec, errno: Errno) -> ImageReading {
@@ -24,6 +20,7 @@ pub fn of_pool(spec: &Spec, errno: Errno) -> ImageReading {
 /// What it means that an image could not be opened.
 pub fn of_image(spec: &Spec, pool: &Arc<Pool>, errno: Errno) -> ImageReading {
     let failure = Failure::errno(format!("open {spec}"), errno);
+    // An OSD answers so where the user's caps do not allow it.
     if errno == EPERM {
         return ImageReading::Unknown(refused(spec, pool).unwrap_or(failure));
     }

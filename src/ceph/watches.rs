@@ -16,17 +16,15 @@ use crate::pve::connection::{Connection, arguments};
 use crate::rbd::address::bare_address;
 use crate::rbd::lock::Watcher;
 use crate::rbd::spec::Spec;
-use crate::reading::{Errno, Failure, Reading, error_text};
+use crate::reading::{Failure, Reading, error_text};
 use crate::sys::command::Command;
 use crate::sys::process::{Runner, Status, System};
+use nix::libc::{ENOENT, ERANGE, ETIMEDOUT};
 use std::collections::BTreeSet;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const ENOENT: Errno = 2;
-const ERANGE: Errno = 34;
-const ETIMEDOUT: Errno = 110;
 /// How long `rados` may take for one object at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 

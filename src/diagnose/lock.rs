@@ -11,8 +11,7 @@ use crate::rbd::action::{Change, LockOwner};
 use crate::rbd::blocklist::entry_of;
 use crate::rbd::features::Features;
 use crate::rbd::lock::{Locker, Watcher};
-use crate::reading::{Failure, Reading};
-use nix::errno::Errno;
+use crate::reading::{Failure, Reading, is_not_permitted};
 
 /// Findings about the image's users and its lock.
 pub fn findings(image: &Image) -> Vec<Finding> {
@@ -143,9 +142,8 @@ fn stale(image: &Image) -> Option<Finding> {
     }
     let change = Change::BreakLock { owner: LockOwner::from(owner) };
     let gave_up = image.gave_up(&image.action(change.clone()));
-    let refused = [Some(Errno::EACCES as i32), Some(Errno::EPERM as i32)];
     let may_not = caps_of(image).and_then(may_blocklist) == Some(false);
-    if may_not || gave_up.is_some_and(|(errno, _)| refused.contains(&errno)) {
+    if may_not || gave_up.is_some_and(|(errno, _)| errno.is_some_and(is_not_permitted)) {
         return Some(not_permitted(image, &detail));
     }
     if let Some(Life::Unknown(why)) = life {

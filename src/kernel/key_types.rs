@@ -13,14 +13,10 @@
 //! So a secret of 16 bytes is offered first, over which no kernel that refuses it writes a line: it could be taken for the word on
 //! a map that is being made at the same time. A kernel that does not refuse the type over that is offered one of 32.
 
-use crate::reading::Errno;
-use crate::reading::{Failure, Reading};
+use crate::reading::{ENOTSUPP, Errno, Failure, Reading};
 use crate::sys::root::Root;
 use crate::sys::syscalls::offer_kernel_key;
 use nix::libc::{EINVAL, ENODEV};
-
-/// `ENOTSUPP` of the kernel's own errnos, which has no name outside.
-const ENOTSUPP: Errno = 524;
 
 /// The first version that can by itself.
 pub const SINCE: (u32, u32) = (7, 0);

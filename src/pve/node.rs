@@ -4,6 +4,7 @@ use super::perl::lossy;
 use super::words::Kind;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
+use nix::libc::{ENOENT, ESRCH};
 use serde::Deserialize;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -91,7 +92,7 @@ pub fn all_guests(root: &Root) -> Result<Vec<GuestFile>, Failure> {
 /// The cluster's nodes, by name. No such directory means that pmxcfs is not mounted: a failure.
 pub fn nodes(root: &Root) -> Result<Vec<String>, Failure> {
     let path = root.path("/etc/pve/nodes");
-    let missing = || Failure::errno(format!("list {}", path.display()), nix::errno::Errno::ENOENT as i32);
+    let missing = || Failure::errno(format!("list {}", path.display()), ENOENT);
     names(&path)?.ok_or_else(missing)
 }
 
@@ -174,7 +175,7 @@ fn ask_quorum(root: &Root) -> Result<bool, Failure> {
     match link(root) {
         Ok(link) => Ok(link.mode() & 0o200 != 0),
         // A tree without the link is not pmxcfs's; there `.members` has to do.
-        Err(failure) if failure.errno == Some(nix::errno::Errno::ENOENT as i32) => Ok(true),
+        Err(failure) if failure.errno == Some(ENOENT) => Ok(true),
         Err(failure) => Err(failure),
     }
 }
@@ -225,8 +226,6 @@ fn vm_running(root: &Root, vmid: u32) -> Result<bool, Failure> {
     let says = |option: &[u8], value: &str| words.windows(2).any(|pair| pair == [option, value.as_bytes()]);
     Ok(says(b"-pidfile", &pid_file) || says(b"-id", &vmid.to_string()))
 }
-
-const ESRCH: i32 = nix::errno::Errno::ESRCH as i32;
 
 /// The first of two files that is there. Real nodes have `/var/run` as a link to `/run`, test trees may not.
 fn first_file<'a>(root: &Root, files: [&'a String; 2]) -> Result<Option<(&'a String, Vec<u8>)>, Failure> {
