@@ -12,7 +12,7 @@ use crate::reading::Reading;
 use std::time::Duration;
 
 /// Holds the mirroring of a pool, or of a namespace in it (`RBD_MIRRORING` in `src/cls/rbd/cls_rbd_types.h`).
-const MIRRORING: &str = "rbd_mirroring";
+pub(crate) const MIRRORING: &str = "rbd_mirroring";
 
 /// The rbd-mirror daemons that are at the images of a pool and namespace. Asked by `rados`, for at most
 /// `limit` and never more than a few seconds: librados has no call for it in C.
