@@ -2,10 +2,9 @@
 
 use crate::ceph::encoding::{Answer, text};
 use crate::ceph::ffi::Pool;
+use crate::ceph::objects::DIRECTORY;
 use crate::reading::Failure;
 
-/// The object that holds the names of all images of format 2.
-const DIRECTORY: &str = "rbd_directory";
 /// Entries that are asked for at a time; the answer has to fit into 4 KiB.
 const PAGE: u64 = 32;
 /// `ENOENT`.

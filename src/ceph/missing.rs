@@ -2,8 +2,8 @@
 
 use crate::ceph::encoding::Answer;
 use crate::ceph::ffi::{Pool, RawTrash};
-use crate::ceph::header::{EIO, Header};
 use crate::ceph::image::{ImageReading, Trashed};
+use crate::ceph::objects::{EIO, Header};
 use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;

@@ -4,8 +4,8 @@
 //! say; to open each of them anew would open all that are above it as often.
 
 use crate::ceph::ffi::{Cluster, Image, RawParent};
-use crate::ceph::header::{EIO, Header, image_name};
 use crate::ceph::image::Parent;
+use crate::ceph::objects::{EIO, Header, image_name};
 use crate::rbd::features::Features;
 use crate::rbd::spec::Spec;
 use crate::reading::{Errno, Failure, Reading};

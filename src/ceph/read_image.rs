@@ -1,9 +1,8 @@
 //! Everything that an open image tells.
 
 use crate::ceph::ffi::{Image, Pool, RawLock, RawMirror, RawSnapshot, RawWatcher};
-use crate::ceph::header::Header;
 use crate::ceph::image::{DataPool, Flags, ImageFacts, Mirroring, Snapshot};
-use crate::ceph::mirror::MIRRORING;
+use crate::ceph::objects::{Header, MIRRORING};
 use crate::ceph::parents::read_parents;
 use crate::rbd::address::bare_address;
 use crate::rbd::features::Features;

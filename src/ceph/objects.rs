@@ -1,5 +1,5 @@
-//! What the header object of an image says of it, asked of the OSD by the class `rbd` (`src/cls/rbd/cls_rbd.cc`), without opening the
-//! image. All methods are there from Ceph 14 on.
+//! What RBD's own objects in a pool say of its images, asked of the OSDs by the class `rbd` (`src/cls/rbd/cls_rbd.cc`), without opening an
+//! image. The names of the objects are those of `src/cls/rbd/cls_rbd_types.h`; all methods are there from Ceph 14 on.
 
 use crate::ceph::encoding::{Answer, text};
 use crate::ceph::ffi::Pool;
@@ -10,6 +10,18 @@ use std::sync::Arc;
 /// `EIO`: the answer was not understood.
 pub const EIO: Errno = 5;
 const ENOENT: Errno = 2;
+
+/// Holds the names and ids of all images of format 2 in a pool or namespace.
+pub const DIRECTORY: &str = "rbd_directory";
+/// Holds what is in the trash of a pool or namespace.
+const TRASH: &str = "rbd_trash";
+/// Holds the mirroring of all images in a pool or namespace.
+pub const MIRRORING: &str = "rbd_mirroring";
+
+/// The name of the header object of an image of format 2.
+pub fn header(id: &str) -> String {
+    format!("rbd_header.{id}")
+}
 
 /// The header object of an image of format 2.
 pub struct Header {
@@ -33,7 +45,7 @@ pub struct ParentLink {
 impl Header {
     /// The header of the image of this id in a pool; nothing is asked for yet.
     pub fn of(pool: &Arc<Pool>, id: &str) -> Self {
-        Self { pool: Arc::clone(pool), object: format!("rbd_header.{id}") }
+        Self { pool: Arc::clone(pool), object: header(id) }
     }
 
     /// The pool and namespace that it is in.
@@ -119,16 +131,15 @@ impl Header {
     }
 }
 
-/// The name of an image, by its id, in a pool and namespace, and whether it is in the trash: by the objects `rbd_directory` and
-/// `rbd_trash`.
+/// The name of an image, by its id, and whether it is in the trash.
 ///
 /// # Errors
 /// 2 if neither has the id, else Ceph's errno; 5 for an answer that is not understood.
 pub fn image_name(pool: &Pool, id: &str) -> Result<(String, bool), Errno> {
-    match pool.class_call("rbd_directory", "dir_get_name", &text(id)) {
+    match pool.class_call(DIRECTORY, "dir_get_name", &text(id)) {
         Ok(answer) => Ok((Answer::new(&answer).text().ok_or(EIO)?, false)),
         Err(ENOENT) => {
-            let answer = pool.class_call("rbd_trash", "trash_get", &text(id))?;
+            let answer = pool.class_call(TRASH, "trash_get", &text(id))?;
             Ok((trash_name(&mut Answer::new(&answer)).ok_or(EIO)?, true))
         }
         Err(errno) => Err(errno),
