@@ -264,15 +264,21 @@ fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, want
             (spec, Arc::clone(pool))
         })
         .collect();
-    let last = side_by_side(&images, wanted, |index, (spec, pool)| {
-        let (reading, image) = match &**pool {
-            Ok(pool) => read_image(pool, spec),
-            Err(errno) => (missing::of_pool(spec, *errno), None),
-        };
-        let _ = tell.send(News::Image(index, reading));
-        image
-    });
-    last.into_iter().flatten().collect()
+    thread::scope(|scope| {
+        // Meanwhile: an image's reader needs it last.
+        for pool in pools.values() {
+            scope.spawn(|| pool.as_ref().as_ref().map(ImagePool::has_mirroring));
+        }
+        let last = side_by_side(&images, wanted, |index, (spec, pool)| {
+            let (reading, image) = match &**pool {
+                Ok(pool) => read_image(pool, spec),
+                Err(errno) => (missing::of_pool(spec, *errno), None),
+            };
+            let _ = tell.send(News::Image(index, reading));
+            image
+        });
+        last.into_iter().flatten().collect()
+    })
 }
 
 /// Does something with each of some things, a number of them at a time. What `with` gives is kept until its thread takes the

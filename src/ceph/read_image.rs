@@ -16,20 +16,27 @@ use std::sync::{Arc, OnceLock};
 pub struct ImagePool {
     /// Where its images are.
     pub pool: Arc<Pool>,
-    without_mirroring: OnceLock<bool>,
+    mirrored: OnceLock<Result<bool, Errno>>,
 }
 
 impl ImagePool {
     /// Asks for nothing yet.
     pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, without_mirroring: OnceLock::new() }
+        Self { pool, mirrored: OnceLock::new() }
     }
 
-    /// The object in which the mirroring of every image is kept is not there, so that none is mirrored: librbd asks it for each
-    /// image. False also where that is not known.
-    fn is_without_mirroring(&self) -> bool {
+    /// Whether any of its images can be mirrored: the object in which the mirroring of all of them is kept is there. librbd would ask it
+    /// for each of them.
+    ///
+    /// # Errors
+    /// Ceph's errno, the same for all.
+    pub fn has_mirroring(&self) -> Result<bool, Errno> {
         const ENOENT: Errno = 2;
-        *self.without_mirroring.get_or_init(|| self.pool.stat(MIRRORING) == Err(ENOENT))
+        *self.mirrored.get_or_init(|| match self.pool.stat(MIRRORING) {
+            Ok(()) => Ok(true),
+            Err(ENOENT) => Ok(false),
+            Err(errno) => Err(errno),
+        })
     }
 }
 
@@ -57,12 +64,7 @@ pub fn read_facts(spec: &Spec, image: &Image, pool: &ImagePool) -> Result<ImageF
         lock: read_lock(spec, image),
         watchers: read_watchers(spec, image),
         parents: read_parents(spec, image).into(),
-        // An image of format 1 cannot be mirrored.
-        mirroring: if old_format || pool.is_without_mirroring() {
-            Reading::Known(None)
-        } else {
-            reading(spec, "the mirroring", image.mirror().and_then(|raw| mirror(raw, || image.mirror_mode())))
-        },
+        mirroring: reading(spec, "the mirroring", mirroring(image, old_format, pool)),
         migration: migration(spec, image, features),
         data_pool: features.contains(Features::DATA_POOL).then(|| data_pool(spec, image).into()),
         id,
@@ -161,6 +163,19 @@ fn snapshot_kind(kind: i32) -> String {
         2 => "trash".to_owned(),
         3 => "mirror".to_owned(),
         other => format!("unknown {other}"),
+    }
+}
+
+fn mirroring(image: &Image, old_format: bool, pool: &ImagePool) -> Result<Option<Mirroring>, Errno> {
+    const EPERM: Errno = 1;
+    if old_format {
+        return Ok(None); // cannot be mirrored
+    }
+    match pool.has_mirroring() {
+        Ok(false) => Ok(None),
+        // Caps can allow the class's methods and nothing else.
+        Ok(true) | Err(EPERM) => mirror(image.mirror()?, || image.mirror_mode()),
+        Err(errno) => Err(errno),
     }
 }
 
