@@ -24,13 +24,14 @@ impl Wanted {
 
 /// Runs `work` on a thread of its own and gives its news to `hear`, until the work is over (true) or the deadline and
 /// a short grace have passed (false). A worker that is stuck in Ceph is left behind; it ends with Ceph's own timeouts,
-/// or with the process.
+/// or with the process. What `work` returns is dropped on its thread after the work is over: nobody need wait until images and
+/// connections that were only read are closed.
 ///
 /// # Errors
 /// No thread could be started.
-pub fn run<News: Send + 'static>(
+pub fn run<News: Send + 'static, Rest>(
     deadline: Duration,
-    work: impl FnOnce(&Sender<News>, &Wanted) + Send + 'static,
+    work: impl FnOnce(&Sender<News>, &Wanted) -> Rest + Send + 'static,
     mut hear: impl FnMut(News),
 ) -> Result<bool, Failure> {
     let until = Instant::now() + deadline + GRACE;
@@ -39,7 +40,11 @@ pub fn run<News: Send + 'static>(
     let worker = wanted.clone();
     thread::Builder::new()
         .name("ceph".to_owned())
-        .spawn(move || work(&tell, &worker))
+        .spawn(move || {
+            let rest = work(&tell, &worker);
+            drop(tell);
+            drop(rest);
+        })
         .map_err(|error| Failure::io("start a thread", &error))?;
     loop {
         match told.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -66,6 +71,20 @@ mod tests {
             |n| heard.push(n),
         );
         assert_eq!((ended, heard), (Ok(true), vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn nobody_waits_until_what_was_read_is_closed() {
+        struct Slow(mpsc::Receiver<()>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                let _ = self.0.recv();
+            }
+        }
+        let (let_close, close) = mpsc::channel();
+        let ended = run(Duration::from_secs(60), move |tell, _| (tell.send(1), Slow(close)).1, drop);
+        assert_eq!(ended, Ok(true));
+        drop(let_close);
     }
 
     #[test]

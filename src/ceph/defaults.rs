@@ -2,8 +2,8 @@
 
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
+use crate::ceph::encoding::{self, Answer};
 use crate::ceph::ffi::{Cluster, Pool};
-use crate::ceph::missing::decode_text;
 use crate::ceph::monitors::{self, Held};
 use crate::pve::connection::Connection;
 use crate::rbd::features::Features;
@@ -105,11 +105,8 @@ fn of_pool(session: &Arc<Cluster>, pool: &str) -> Result<Option<String>, Failure
 /// # Errors
 /// Ceph's errno; 5 for an answer that is not understood.
 pub(super) fn own_value(pool: &Pool, object: &str, option: &str) -> Result<Option<String>, Errno> {
-    let key = format!("conf_{option}");
-    let mut input = u32::try_from(key.len()).unwrap_or_default().to_le_bytes().to_vec();
-    input.extend_from_slice(key.as_bytes());
-    match pool.class_call(object, "metadata_get", &input) {
-        Ok(answer) => decode_text(&answer).map(Some).ok_or(EIO),
+    match pool.class_call(object, "metadata_get", &encoding::text(&format!("conf_{option}"))) {
+        Ok(answer) => Answer::new(&answer).text().map(Some).ok_or(EIO),
         Err(ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }

@@ -1,11 +1,11 @@
 //! The names of a pool's images, from its directory object (`cls_rbd`, method `dir_list`).
 
+use crate::ceph::encoding::{Answer, text};
 use crate::ceph::ffi::Pool;
+use crate::ceph::objects::DIRECTORY;
 use crate::reading::Failure;
 use nix::libc::{ENOENT, ERANGE};
 
-/// The object that holds the names of all images of format 2.
-const DIRECTORY: &str = "rbd_directory";
 /// Entries that are asked for at a time; the answer has to fit into 4 KiB.
 const PAGE: u64 = 32;
 
@@ -41,32 +41,13 @@ pub fn images(pool: &Pool) -> Result<Vec<(String, String)>, Failure> {
 
 /// The name after which to begin, and how many at most.
 fn request(after: &str, at_most: u64) -> Vec<u8> {
-    let length = u32::try_from(after.len()).unwrap_or(u32::MAX);
-    [&length.to_le_bytes()[..], after.as_bytes(), &at_most.to_le_bytes()].concat()
+    [&text(after)[..], &at_most.to_le_bytes()].concat()
 }
 
 /// A map of names to ids.
 fn parse(answer: &[u8]) -> Option<Vec<(String, String)>> {
-    let (count, mut rest) = number(answer)?;
-    let mut images = Vec::new();
-    for _ in 0..count {
-        let (name, after) = text(rest)?;
-        let (id, after) = text(after)?;
-        images.push((name, id));
-        rest = after;
-    }
-    Some(images)
-}
-
-fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let (number, rest) = bytes.split_first_chunk::<4>()?;
-    Some((u32::from_le_bytes(*number), rest))
-}
-
-fn text(bytes: &[u8]) -> Option<(String, &[u8])> {
-    let (length, rest) = number(bytes)?;
-    let (text, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
-    Some((String::from_utf8_lossy(text).into_owned(), rest))
+    let mut answer = Answer::new(answer);
+    (0..answer.u32()?).map(|_| Some((answer.text()?, answer.text()?))).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
 use crate::ceph::defaults::own_value;
 use crate::ceph::ffi::{Cluster, Pool};
+use crate::ceph::objects::header;
 use crate::pve::connection::Connection;
 use crate::rbd::spec::Spec;
 use crate::reading::{Errno, Failure, Reading, error_text};
@@ -75,7 +76,7 @@ fn of_image(session: &Arc<Cluster>, pools: &mut Pools, spec: &Spec, id: &str) ->
     // An image of format 1 has no place for values of its own.
     if !id.is_empty() {
         let pool = session.pool(&spec.pool, spec.namespace.as_deref()).map_err(failure)?;
-        if let Some(own) = own_value(&pool, &format!("rbd_header.{id}"), OPTION).map_err(failure)? {
+        if let Some(own) = own_value(&pool, &header(id), OPTION).map_err(failure)? {
             return Ok(own);
         }
     }

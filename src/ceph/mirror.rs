@@ -5,14 +5,12 @@
 //! but its own snapshots' state. What tells it from a writer: it also watches the pool's object `rbd_mirroring`
 //! (`librbd::MirroringWatcher`), which nothing else in Ceph does. Seen on 16.2.15, 18.2.7 and 20.2.4.
 
+use crate::ceph::objects::MIRRORING;
 use crate::ceph::watches::listed_by_rados;
 use crate::pve::connection::Connection;
 use crate::rbd::lock::Watcher;
 use crate::reading::Reading;
 use std::time::Duration;
-
-/// Holds the mirroring of a pool, or of a namespace in it (`RBD_MIRRORING` in `src/cls/rbd/cls_rbd_types.h`).
-const MIRRORING: &str = "rbd_mirroring";
 
 /// The rbd-mirror daemons that are at the images of a pool and namespace. Asked by `rados`, for at most
 /// `limit` and never more than a few seconds: librados has no call for it in C.

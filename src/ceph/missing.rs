@@ -1,7 +1,9 @@
 //! Why an image could not be opened: Ceph says "no such file" for a missing image and for a missing parent alike.
 
+use crate::ceph::encoding::Answer;
 use crate::ceph::ffi::{Pool, RawTrash};
 use crate::ceph::image::{ImageReading, Trashed};
+use crate::ceph::objects::{EIO, Header};
 use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
@@ -71,7 +73,7 @@ fn broken(spec: &Spec, message: String) -> Failure {
 fn look_for(spec: &Spec, pool: &Pool) -> Result<Whereabouts, Failure> {
     let failure = |errno| Failure::errno(format!("look for {spec}"), errno);
     match pool.read(&format!("rbd_id.{}", spec.image)) {
-        Ok(bytes) => Ok(Whereabouts::Id(decode_text(&bytes).ok_or_else(|| failure(5))?)),
+        Ok(bytes) => Ok(Whereabouts::Id(Answer::new(&bytes).text().ok_or_else(|| failure(EIO))?)),
         Err(ENOENT) if exists(pool, &format!("{}.rbd", spec.image)).map_err(failure)? => {
             Ok(Whereabouts::OldFormat)
         }
@@ -121,28 +123,31 @@ fn trash_source(source: i32) -> String {
 /// Follows the image's header and those of its ancestors until one is missing.
 fn find_gap(spec: &Spec, pool: &Arc<Pool>, id: &str) -> Result<Option<Gap>, Failure> {
     let failure = |errno| Failure::errno(format!("follow the parents of {spec}"), errno);
-    let (mut pool, mut header) = (Arc::clone(pool), format!("rbd_header.{id}"));
-    if !exists(&pool, &header).map_err(failure)? {
-        return Ok(Some(Gap::Header(format!("its header {header} is missing"))));
+    let mut header = Header::of(pool, id);
+    if !header.exists().map_err(failure)? {
+        return Ok(Some(Gap::Header(format!("its header {} is missing", header.object()))));
     }
     for _ in 0..MAX_PARENTS {
-        let answer = pool.class_call(&header, "parent_get", &[]).map_err(failure)?;
-        let Some(link) = decode_parent(&answer) else { return Ok(None) };
-        pool = match pool.cluster().pool_by_id(link.pool, Some(link.namespace.as_str())) {
+        let link = match header.parent() {
+            Ok(Some(link)) => link,
+            Ok(None) | Err(EIO) => return Ok(None),
+            Err(errno) => return Err(failure(errno)),
+        };
+        let pool = match header.pool().cluster().pool_by_id(link.pool, Some(&link.namespace)) {
             Err(ENOENT) => {
                 return Ok(Some(Gap::Parent(format!("the pool {} of a parent is gone", link.pool))));
             }
             other => other.map_err(failure)?,
         };
-        header = format!("rbd_header.{}", link.image);
+        header = Header::of(&pool, &link.image);
         let name = pool_name(&pool, link.pool);
         let of_parent = |errno| {
             Failure::errno(format!("read the parent of id {} in {name}, of {spec}", link.image), errno)
         };
-        if !exists(&pool, &header).map_err(of_parent)? {
+        if !header.exists().map_err(of_parent)? {
             return Ok(Some(Gap::Parent(format!("the parent of id {} in {name} is gone", link.image))));
         }
-        if pool.class_call(&header, "snapshot_get", &link.snapshot.to_le_bytes()) == Err(ENOENT) {
+        if header.snapshot_name(link.snapshot) == Err(ENOENT) {
             let text =
                 format!("snapshot {} of the parent of id {} in {name} is gone", link.snapshot, link.image);
             return Ok(Some(Gap::Parent(text)));
@@ -161,37 +166,6 @@ fn exists(pool: &Pool, object: &str) -> Result<bool, Errno> {
         Err(ENOENT) => Ok(false),
         Err(errno) => Err(errno),
     }
-}
-
-/// What `cls_rbd`'s `parent_get` answers (`cls::rbd::ParentImageSpec`).
-#[derive(Debug, PartialEq, Eq)]
-struct ParentLink {
-    pool: i64,
-    namespace: String,
-    image: String,
-    snapshot: u64,
-}
-
-/// `None` for an image without a parent (pool -1) and for what cannot be understood.
-fn decode_parent(bytes: &[u8]) -> Option<ParentLink> {
-    let body = bytes.get(6..)?; // version, compatible version, length
-    let (pool, body) = body.split_first_chunk::<8>()?;
-    let (namespace, body) = split_text(body)?;
-    let (image, body) = split_text(body)?;
-    let snapshot = body.first_chunk::<8>()?;
-    let pool = i64::from_le_bytes(*pool);
-    (pool >= 0).then(|| ParentLink { pool, namespace, image, snapshot: u64::from_le_bytes(*snapshot) })
-}
-
-/// A text in Ceph's encoding: its length in four bytes, then the bytes.
-pub(super) fn decode_text(bytes: &[u8]) -> Option<String> {
-    split_text(bytes).map(|(text, _)| text)
-}
-
-fn split_text(bytes: &[u8]) -> Option<(String, &[u8])> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    let (text, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
-    Some((String::from_utf8_lossy(text).into_owned(), rest))
 }
 
 #[cfg(test)]
@@ -217,32 +191,5 @@ mod tests {
         let told: Vec<_> =
             told.iter().map(|t| (t.id.as_str(), t.source.as_str(), t.deleted, t.kept_until)).collect();
         assert_eq!(told, [("3", "removing", 20, 80), ("1", "user", 10, 70), ("4", "unknown 9", 0, 59)]);
-    }
-
-    #[test]
-    fn the_id_object_holds_a_text() {
-        assert_eq!(decode_text(b"\x0c\x00\x00\x00101e4cccf697").as_deref(), Some("101e4cccf697"));
-        assert_eq!(decode_text(b"\x0c\x00\x00\x00101e"), None);
-    }
-
-    fn parent(pool: i64) -> Vec<u8> {
-        let mut bytes = vec![1, 1, 0, 0, 0, 0];
-        bytes.extend(pool.to_le_bytes());
-        bytes.extend(*b"\x02\0\0\0ns\x03\0\0\0abc");
-        bytes.extend(7_u64.to_le_bytes());
-        bytes
-    }
-
-    #[test]
-    fn a_parent_link_is_pool_namespace_id_snapshot() {
-        let link = ParentLink { pool: 3, namespace: "ns".to_owned(), image: "abc".to_owned(), snapshot: 7 };
-        assert_eq!(decode_parent(&parent(3)), Some(link));
-    }
-
-    #[test]
-    fn no_parent_and_nonsense_are_no_link() {
-        assert_eq!(decode_parent(&parent(-1)), None);
-        assert_eq!(decode_parent(b"\x01\x01"), None);
-        assert_eq!(decode_parent(&parent(3)[..20]), None);
     }
 }

@@ -4,16 +4,15 @@ use crate::ceph::cluster::{ClusterFacts, Health, InactivePool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
-use crate::ceph::ffi::{Cluster, Pool, libraries};
+use crate::ceph::ffi::{Cluster, Image, libraries};
 use crate::ceph::image::ImageReading;
 use crate::ceph::missing;
-use crate::ceph::read_image::read_facts;
+use crate::ceph::read_image::{ImagePool, read_facts};
 use crate::ceph::{image_names, monitors};
 use crate::pve::connection::Connection;
 use crate::rbd::blocklist::BlocklistEntry;
 use crate::rbd::features::Features;
 use crate::rbd::spec::Spec;
-use crate::reading::Errno;
 use crate::reading::{Failure, Origin, Reading};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -190,8 +189,8 @@ struct Job {
 }
 
 impl Job {
-    /// The receiver of news may be gone at any time, which is no failure: nobody wants the rest then.
-    fn run(self, tell: &Sender<News>, wanted: &Wanted) {
+    /// The receiver of news may be gone at any time, which is no failure: nobody wants the rest then. Gives back what is to be closed.
+    fn run(self, tell: &Sender<News>, wanted: &Wanted) -> Option<(Vec<Image>, Arc<Cluster>)> {
         if !self.specs.is_empty() {
             // While the monitors are asked. Whoever needs librbd waits for it, and tells if it is missing.
             thread::spawn(|| drop(libraries()));
@@ -200,17 +199,18 @@ impl Job {
             Ok(cluster) => cluster,
             Err(failure) => {
                 let _ = tell.send(News::Connected(Err(failure)));
-                return;
+                return None;
             }
         };
         let fsid = cluster.fsid().map_err(|errno| Failure::errno("read the cluster's fsid", errno));
         let _ = tell.send(News::Connected(fsid));
         let _ = tell.send(News::OwnAddresses(monitors::read_own_addresses(&cluster)));
-        thread::scope(|scope| {
+        let open = thread::scope(|scope| {
             scope.spawn(|| ask_monitors(&cluster, tell));
             scope.spawn(|| list_pools(&cluster, &self.pools, tell, wanted));
-            read_images(&cluster, &self.specs, tell, wanted);
+            read_images(&cluster, &self.specs, tell, wanted)
         });
+        Some((open, cluster))
     }
 }
 
@@ -249,57 +249,78 @@ fn list_pools(cluster: &Arc<Cluster>, pools: &[PoolName], tell: &Sender<News>, w
     }
 }
 
-/// Pools that were looked for, by name and namespace.
-type Pools<'a> = HashMap<(&'a str, Option<&'a str>), Result<Arc<Pool>, Errno>>;
-
-/// Each reader takes the next image that nobody has taken, so one that is slow keeps few others waiting.
-fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, wanted: &Wanted) {
-    let mut pools = Pools::new();
-    for Spec { pool, namespace, .. } in specs {
+/// Each reader takes the next image that nobody has taken, so one that is slow keeps few others waiting. Gives back those that
+/// are still open.
+fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, wanted: &Wanted) -> Vec<Image> {
+    let mut pools = HashMap::new();
+    let look_for = |Spec { pool, namespace, .. }: &Spec| {
         let namespace = namespace.as_deref();
-        pools.entry((pool, namespace)).or_insert_with(|| cluster.pool(pool, namespace));
-    }
-    side_by_side(specs, wanted, |index, spec| {
-        read_image(&pools, spec, |reading| {
+        Arc::new(cluster.pool(pool, namespace).map(ImagePool::new))
+    };
+    let images: Vec<_> = specs
+        .iter()
+        .map(|spec| {
+            let pool = pools.entry((&spec.pool, &spec.namespace)).or_insert_with(|| look_for(spec));
+            (spec, Arc::clone(pool))
+        })
+        .collect();
+    thread::scope(|scope| {
+        // Meanwhile: an image's reader needs it last.
+        for pool in pools.values() {
+            scope.spawn(|| pool.as_ref().as_ref().map(ImagePool::has_mirroring));
+        }
+        let last = side_by_side(&images, wanted, |index, (spec, pool)| {
+            let (reading, image) = match &**pool {
+                Ok(pool) => read_image(pool, spec),
+                Err(errno) => (missing::of_pool(spec, *errno), None),
+            };
             let _ = tell.send(News::Image(index, reading));
+            image
         });
-    });
+        last.into_iter().flatten().collect()
+    })
 }
 
-/// Does something with each of some things, a number of them at a time.
-pub(crate) fn side_by_side<T: Sync>(all: &[T], wanted: &Wanted, with: impl Fn(usize, &T) + Sync) {
+/// Does something with each of some things, a number of them at a time. What `with` gives is kept until its thread takes the
+/// next thing; what each thread had last is given back.
+pub(crate) fn side_by_side<T: Sync, Kept: Send>(
+    all: &[T],
+    wanted: &Wanted,
+    with: impl Fn(usize, &T) -> Kept + Sync,
+) -> Vec<Kept> {
     let next = AtomicUsize::new(0);
     let take = || {
         let index = next.fetch_add(1, Ordering::Relaxed);
         all.get(index).map(|one| (index, one))
     };
-    thread::scope(|scope| {
-        for _ in 0..READERS.min(all.len()) {
-            scope.spawn(|| {
-                while let Some((index, one)) = take().filter(|_| wanted.still()) {
-                    with(index, one);
-                }
-            });
+    let work = || {
+        let mut kept = None;
+        while let Some((index, one)) = take().filter(|_| wanted.still()) {
+            drop(kept.take());
+            kept = Some(with(index, one));
         }
-    });
+        kept
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..READERS.min(all.len())).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
+    })
 }
 
-/// Tells what was read before the image is closed: nobody need wait for that.
-fn read_image(pools: &Pools, spec: &Spec, tell: impl FnOnce(ImageReading)) {
-    let pool = match pools.get(&(spec.pool.as_str(), spec.namespace.as_deref())) {
-        Some(Ok(pool)) => pool,
-        Some(Err(errno)) => return tell(missing::of_pool(spec, *errno)),
-        None => return, // every spec's pool was looked for
-    };
-    match pool.open(&spec.image) {
-        Ok(image) => tell(
-            read_facts(spec, &image)
-                .map_or_else(ImageReading::Unknown, |facts| ImageReading::Found(Box::new(facts))),
-        ),
-        Err(failure) => tell(match failure.errno {
-            Some(errno) => missing::of_image(spec, pool, errno),
-            None => ImageReading::Unknown(failure),
-        }),
+/// What was read of an image, and the image itself if it could be opened.
+fn read_image(pool: &ImagePool, spec: &Spec) -> (ImageReading, Option<Image>) {
+    match pool.pool.open(&spec.image) {
+        Ok(image) => {
+            let facts = read_facts(spec, &image, pool);
+            (
+                facts.map_or_else(ImageReading::Unknown, |facts| ImageReading::Found(Box::new(facts))),
+                Some(image),
+            )
+        }
+        Err(failure) => match failure.errno {
+            Some(errno) => (missing::of_image(spec, &pool.pool, errno), None),
+            None => (ImageReading::Unknown(failure), None),
+        },
     }
 }
 

@@ -1,7 +1,8 @@
 //! Everything that an open image tells.
 
-use crate::ceph::ffi::{Image, RawLock, RawMirror, RawSnapshot, RawWatcher};
+use crate::ceph::ffi::{Image, Pool, RawLock, RawMirror, RawSnapshot, RawWatcher};
 use crate::ceph::image::{DataPool, Flags, ImageFacts, Mirroring, Snapshot};
+use crate::ceph::objects::{Header, MIRRORING};
 use crate::ceph::parents::read_parents;
 use crate::rbd::address::bare_address;
 use crate::rbd::features::Features;
@@ -9,12 +10,41 @@ use crate::rbd::lock::{Lock, Locker, Watcher};
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
+use std::sync::{Arc, OnceLock};
 
-/// Reads all facts of an image that was opened for reading.
+/// A pool, or a namespace in it, with what is the same for all of its images and so is asked once.
+pub struct ImagePool {
+    /// Where its images are.
+    pub pool: Arc<Pool>,
+    mirrored: OnceLock<Result<bool, Errno>>,
+}
+
+impl ImagePool {
+    /// Asks for nothing yet.
+    pub fn new(pool: Arc<Pool>) -> Self {
+        Self { pool, mirrored: OnceLock::new() }
+    }
+
+    /// Whether any of its images can be mirrored: the object in which the mirroring of all of them is kept is there. librbd would ask it
+    /// for each of them.
+    ///
+    /// # Errors
+    /// Ceph's errno, the same for all.
+    pub fn has_mirroring(&self) -> Result<bool, Errno> {
+        const ENOENT: Errno = 2;
+        *self.mirrored.get_or_init(|| match self.pool.stat(MIRRORING) {
+            Ok(()) => Ok(true),
+            Err(ENOENT) => Ok(false),
+            Err(errno) => Err(errno),
+        })
+    }
+}
+
+/// Reads all facts of an image that was opened for reading, in `pool`.
 ///
 /// # Errors
 /// What belongs to every image (id, sizes, features) could not be read. All else says so field by field.
-pub fn read_facts(spec: &Spec, image: &Image) -> Result<ImageFacts, Failure> {
+pub fn read_facts(spec: &Spec, image: &Image, pool: &ImagePool) -> Result<ImageFacts, Failure> {
     let need = |what: &str, errno| Failure::errno(format!("read {what} of {spec}"), errno);
     let sizes = image.sizes().map_err(|errno| need("the size", errno))?;
     let old_format = image.old_format().map_err(|errno| need("the format", errno))?;
@@ -34,7 +64,7 @@ pub fn read_facts(spec: &Spec, image: &Image) -> Result<ImageFacts, Failure> {
         lock: read_lock(spec, image),
         watchers: read_watchers(spec, image),
         parents: read_parents(spec, image).into(),
-        mirroring: mirroring(spec, image, old_format),
+        mirroring: reading(spec, "the mirroring", mirroring(image, old_format, pool)),
         migration: migration(spec, image, features),
         data_pool: features.contains(Features::DATA_POOL).then(|| data_pool(spec, image).into()),
         id,
@@ -119,14 +149,10 @@ fn snapshot(spec: &Spec, image: &Image, image_id: &str, raw: RawSnapshot) -> Res
 
 /// Asked of the header itself: librbd would have to be turned to the snapshot, and would load its whole object map.
 fn snapshot_flags(image: &Image, image_id: &str, snapshot: u64) -> Result<Flags, Errno> {
-    const EIO: Errno = 5;
     if image_id.is_empty() {
         return Ok(Flags::default()); // format 1 has no object map
     }
-    let header = format!("rbd_header.{image_id}");
-    let answer = image.pool().class_call(&header, "get_flags", &snapshot.to_le_bytes())?;
-    let bits = answer.first_chunk::<8>().ok_or(EIO)?;
-    Ok(flags(u64::from_le_bytes(*bits)))
+    Header::of(image.pool(), image_id).flags(snapshot).map(flags)
 }
 
 /// `rbd_snap_namespace_type_t`.
@@ -140,11 +166,17 @@ fn snapshot_kind(kind: i32) -> String {
     }
 }
 
-fn mirroring(spec: &Spec, image: &Image, old_format: bool) -> Reading<Option<Mirroring>> {
+fn mirroring(image: &Image, old_format: bool, pool: &ImagePool) -> Result<Option<Mirroring>, Errno> {
+    const EPERM: Errno = 1;
     if old_format {
-        return Reading::Known(None); // cannot be mirrored
+        return Ok(None); // cannot be mirrored
     }
-    reading(spec, "the mirroring", image.mirror().and_then(|raw| mirror(raw, || image.mirror_mode())))
+    match pool.has_mirroring() {
+        Ok(false) => Ok(None),
+        // Caps can allow the class's methods and nothing else.
+        Ok(true) | Err(EPERM) => mirror(image.mirror()?, || image.mirror_mode()),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn mirror(

@@ -11,6 +11,7 @@ use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
 use crate::ceph::ffi::{Cluster, Pool};
 use crate::ceph::image_names;
+use crate::ceph::objects::header;
 use crate::ceph::read_cluster::{PoolName, side_by_side};
 use crate::pve::connection::{Connection, arguments};
 use crate::rbd::address::bare_address;
@@ -199,10 +200,6 @@ fn names(answer: &[u8], client: u64) -> bool {
 /// Whether an answer to `get_info` names an owner at all: their number comes after six bytes of version and length.
 fn has_owners(answer: &[u8]) -> bool {
     answer.get(6..10) != Some(&[0; 4])
-}
-
-fn header(id: &str) -> String {
-    format!("rbd_header.{id}")
 }
 
 fn listed(session: &Arc<Cluster>, pool: &str, namespace: Option<&str>) -> Result<Vec<Listed>, Failure> {

@@ -1,6 +1,6 @@
 //! What the tool reads of a real Ceph is what Ceph's own commands say; run with `tests/run`.
 
-use crate::common::{Lab, spec, unique, wait_until};
+use crate::common::{Lab, spec, unique, until_closed, wait_until};
 use rbd_preflight::ceph::cluster::ClusterFacts;
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading, Snapshot};
 use rbd_preflight::ceph::lock::{NotBroken, break_stale_lock};
@@ -23,6 +23,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn read_all(lab: &Lab, specs: &[Spec]) -> (ClusterFacts, Vec<ImageReading>) {
     let reading = read_cluster(&lab.connection("admin"), specs, LIMIT);
+    until_closed();
     reading.known().unwrap_or_else(|| panic!("{:?}", reading.failure())).clone()
 }
 
@@ -258,6 +259,8 @@ fn the_whole_chain_of_parents_is_read_across_pools_and_trash() {
     let base = lab.image("base", &["--image-feature", "layering"]);
     let middle = clone_of(&lab, &base, "s1", &format!("pool2/tenant/{}", unique("middle")));
     let top = clone_of(&lab, &middle, "s2", &format!("rbd/{}", unique("top")));
+    // Each goes to a trash, for the clone still needs it.
+    lab.rbd(&["snap", "rm", "--no-progress", &format!("{base}@s1")]);
     lab.rbd(&["trash", "mv", &base.to_string()]);
     let middle_facts = facts(&lab, &middle);
     let read = facts(&lab, &top);
@@ -265,14 +268,29 @@ fn the_whole_chain_of_parents_is_read_across_pools_and_trash() {
     assert_as_rbd_says(&lab, &middle, &middle_facts);
     let seen: Vec<_> = known(&read.parents)
         .into_iter()
-        .map(|p| (p.spec.to_string(), p.snapshot, p.trashed, known(&p.features)))
+        .map(|p| (p.spec.to_string(), p.trashed, known(&p.features)))
         .collect();
     let base_features = Features::LAYERING | Features::OPERATIONS;
-    let expected = [
-        (middle.to_string(), "s2".to_owned(), false, middle_facts.features),
-        (base.to_string(), "s1".to_owned(), true, base_features),
-    ];
+    // librbd's words of the nearest parent, ours of one further away.
+    assert_eq!(known(&read.parents).get(1..), Some(&known(&middle_facts.parents)[..]));
+    let expected =
+        [(middle.to_string(), false, middle_facts.features), (base.to_string(), true, base_features)];
     assert_eq!(seen, expected);
+}
+
+#[test]
+fn an_ancestor_that_is_being_moved_has_the_parents_that_librbd_gives_it() {
+    let lab = Lab::shared();
+    let base = lab.image("move-base", &["--image-feature", "layering"]);
+    let middle = clone_of(&lab, &base, "s1", &format!("rbd/{}", unique("move-middle")));
+    let top = clone_of(&lab, &middle, "s2", &format!("rbd/{}", unique("move-top")));
+    let target = format!("pool2/{}", middle.image);
+    lab.rbd(&["migration", "prepare", "--rbd-default-clone-format", "2", &middle.to_string(), &target]);
+    let moved = Spec { pool: "pool2".to_owned(), ..middle };
+    let parents = known(&facts(&lab, &top).parents);
+    assert_eq!(parents.first().map(|parent| &parent.spec), Some(&moved));
+    assert!(known(&parents.first().unwrap().features).contains(Features::MIGRATING));
+    assert_eq!(parents.get(1..), Some(&known(&facts(&lab, &moved).parents)[..]));
 }
 
 #[test]

@@ -63,6 +63,35 @@ fn an_image_costs_a_dozen_requests() {
     assert!(each <= 12.0 && one <= 12, "{one} for one image, {each:.1} for each further one");
 }
 
+/// The requests of one check of a clone with so many ancestors.
+fn requests_of_a_clone(node: &Node, ancestors: usize) -> u64 {
+    let vmid = new_vmid();
+    let disk = format!("vm-{vmid}-disk-0");
+    let name = |level: usize| if level == 0 { disk.clone() } else { format!("above-{level}-of-{vmid}") };
+    node.image(&format!("rbd/{}", name(ancestors)), "layering");
+    let clone = ["--rbd-default-clone-format", "2", "--image-feature", "layering"];
+    for level in (0..ancestors).rev() {
+        let source = format!("{}@s", name(level + 1));
+        node.lab.rbd(&["snap", "create", "--no-progress", &source]);
+        node.lab.rbd(&[&["clone", &source, &name(level)], &clone[..]].concat());
+    }
+    node.vm(vmid, &format!("scsi0: ceph-librbd:{disk},size=8M\n"));
+    let before = answered(&node.lab);
+    let ran = node.run(["check", &vmid.to_string()]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    answered(&node.lab) - before
+}
+
+/// librbd opens all ancestors with the clone; if each of them were opened again, so were all that are above it.
+#[test]
+fn each_further_ancestor_costs_the_same() {
+    let node = Node::on(Lab::own(&[]));
+    let (two, ten) = (requests_of_a_clone(&node, 2), requests_of_a_clone(&node, 10));
+    let each = (ten - two) as f64 / 8.0;
+    println!("requests to the OSD: {two} with two ancestors, {each:.1} for each further one");
+    assert!(each <= 18.0, "{two} with two ancestors, {each:.1} for each further one");
+}
+
 /// Around a map Ceph is asked once (the kernel lab counts that); the node is looked at anew, with the same result where
 /// nothing has changed, and not at all where the guest has.
 #[test]

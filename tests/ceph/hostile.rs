@@ -268,7 +268,7 @@ fn a_long_chain_of_parents_has_an_end() {
         parent = child;
     }
     node.vm(vmid, &format!("scsi0: ceph-krbd:vm-{vmid}-disk-0\n"));
-    // Each ancestor is opened with all above it: seconds, and more on a slow machine.
+    // A slow machine needs its time.
     node.write("/etc/rbd-preflight/config.yaml", "connect_timeout: 60\ncheck_deadline: 60\n");
     let report = node.check(vmid);
     let parents = report["disks"][0]["facts"]["parents"].as_array().map(Vec::len);

@@ -4,7 +4,7 @@
 //! `RBD_PREFLIGHT_SEQUENCES=N` plays N sequences, `RBD_PREFLIGHT_SEED=N` begins at that seed; a failure names its own.
 
 use crate::common::model::{HANGS, Image, Locker, Mode, OK, Step};
-use crate::common::{Lab, Writer, wait_until};
+use crate::common::{Lab, Writer, until_closed, wait_until};
 use rbd_preflight::ceph::image::{Flags, ImageFacts, ImageReading};
 use rbd_preflight::ceph::read_cluster::read_cluster;
 use rbd_preflight::rbd::features::Features;
@@ -134,6 +134,7 @@ impl Play<'_> {
             std::slice::from_ref(&self.spec),
             Duration::from_secs(30),
         );
+        until_closed();
         let Reading::Known((_, images)) = reading else { panic!("{reading:?}") };
         let [ImageReading::Found(facts)] = &images[..] else { panic!("{images:?}") };
         Image {

@@ -33,6 +33,22 @@ pub fn wait_until(what: &str, limit: Duration, mut yes: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until this process has closed what it read of a cluster. The tool leaves that to a thread and to its own end (`_exit`); a
+/// test's process ends by destructors, under which Ceph's threads may not run any more. Beside other tests that read it goes on after two
+/// seconds: the last one is alone.
+pub fn until_closed() {
+    let until = Instant::now() + Duration::from_secs(2);
+    while threads().iter().any(|name| name == "ceph\n") && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The names of this process's threads.
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
+}
+
 /// A program of the lab, `tests/lab/NAME`.
 fn tool(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab").join(name))
