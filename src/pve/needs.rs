@@ -236,7 +236,7 @@ pub struct Place {
     /// What is mapped on it: of each name the entries for this node.
     pub mapped: BTreeMap<Mapping, Reading<BTreeMap<String, Vec<MappingEntry>>>>,
     /// The guests that are replicated to it.
-    pub replicas: BTreeSet<u32>,
+    pub replicas: Reading<BTreeSet<u32>>,
 }
 
 /// A mapping's entry for one node.
@@ -285,7 +285,7 @@ impl Place {
             pci: devices("/sys/bus/pci/devices", "vendor", "device"),
             usb: devices("/sys/bus/usb/devices", "idVendor", "idProduct"),
             mapped: Mapping::ALL.into_iter().map(|mapping| (mapping, mapped(mapping))).collect(),
-            replicas: replicas(&read(root, "/etc/pve/replication.cfg").unwrap_or_default(), node),
+            replicas: read(root, "/etc/pve/replication.cfg").map(|text| replicas(&text, node)).into(),
         }
     }
 }
@@ -486,9 +486,15 @@ impl Judge<'_> {
     }
 
     fn local(&self, volid: &str, storage: &str, storage_type: &str) -> (Weight, String) {
-        if storage_type == "zfspool" && self.place.replicas.contains(&self.vmid) {
-            let text = format!("{volid} is a replica here, as old as the last replication");
-            return (Weight::Warning, text);
+        if storage_type == "zfspool" {
+            match &self.place.replicas {
+                Reading::Known(replicas) if !replicas.contains(&self.vmid) => {}
+                Reading::Known(_) => {
+                    let text = format!("{volid} is a replica here, as old as the last replication");
+                    return (Weight::Warning, text);
+                }
+                Reading::Unknown(failure) => return (Weight::Unknown, failure.to_string()),
+            }
         }
         let text = format!(
             "{volid} is on {}: the storage '{storage}' ({storage_type}) is not shared, each node has one of its own",
@@ -542,7 +548,7 @@ mod tests {
             pci: known([("0000:01:00.0", "10de:1eb8".to_owned())]),
             usb: known([("1-2", "0529:0001".to_owned())]),
             mapped: mapped.collect(),
-            replicas: replicas("local: 100-0\n\ttarget pve2\n", "pve2"),
+            replicas: Reading::Known(replicas("local: 100-0\n\ttarget pve2\n", "pve2")),
         }
     }
 
@@ -658,7 +664,7 @@ mod tests {
         assert_eq!(place.usb, known([("1-2", "0529:0001".to_owned())]));
         let entry = MappingEntry { path: "0000:01:00.0".to_owned(), id: Some("10de:1eb8".to_owned()) };
         assert_eq!(place.mapped[&Mapping::Pci], known([("gpu", vec![entry])]));
-        assert_eq!(place.replicas, [100].into());
+        assert_eq!(place.replicas, Reading::Known([100].into()));
         std::fs::write(root.path("/etc/pve/mapping/usb.cfg"), [0xff, 0xfe]).unwrap();
         assert!(Place::look(&root, "a").mapped[&Mapping::Usb].failure().is_some());
     }
@@ -666,11 +672,13 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_unknown() {
         let none = |_: &str| Reading::Unknown(Failure::errno("look", 5));
-        let place = Place { processors: Reading::Unknown(Failure::errno("read", 5)), ..place() };
-        let all =
-            lacks(&asked(Kind::Qemu, "cores: 2\nscsi0: /dev/x\n"), (100, "pve1"), &place, &none, &|_, _| {
-                Ok(())
-            });
-        assert_eq!(all.iter().map(|lack| lack.weight).collect::<Vec<_>>(), [Weight::Unknown; 2]);
+        let place = Place {
+            processors: Reading::Unknown(Failure::errno("read", 5)),
+            replicas: Reading::Unknown(Failure::errno("read", 5)),
+            ..place()
+        };
+        let needs = asked(Kind::Qemu, "cores: 2\nscsi0: /dev/x\nscsi1: tank:vm-100-disk-0\n");
+        let all = lacks(&needs, (100, "pve1"), &place, &none, &|_, _| Ok(()));
+        assert_eq!(all.iter().map(|lack| lack.weight).collect::<Vec<_>>(), [Weight::Unknown; 3]);
     }
 }
