@@ -15,6 +15,7 @@ use rbd_preflight::pve;
 use rbd_preflight::pve::connection::{Connection, mon_host, rbd_arguments};
 use rbd_preflight::pve::guest;
 use rbd_preflight::pve::guest::{Guest, Source};
+use rbd_preflight::pve::members::Members;
 use rbd_preflight::pve::storage::{self, StorageConfig};
 use rbd_preflight::pve::volume::rbd_name;
 use rbd_preflight::pve::words::Kind;
@@ -129,7 +130,7 @@ pub fn ceph_conf(data: &[u8]) {
         own: Reading::Unknown(Failure::new("read", "not there")),
         nodes: vec!["pve1".to_owned(), "pve2".to_owned()],
         ceph: next(),
-        members: next(),
+        members: Members::parse(next().as_bytes()).unwrap_or_default(),
         corosync: next(),
         hosts: next(),
     };

@@ -5,8 +5,9 @@ use crate::commands::here;
 use crate::commands::many_guests::Manner;
 use crate::exit::{Coded, Exit};
 use crate::pve::ha;
+use crate::pve::members::Members;
 use crate::pve::node::{all_guests, node_name, nodes};
-use crate::pve::peer::{self, Member};
+use crate::pve::peer;
 use crate::rehearsal::{self, Answer, Column, Listed, Row, Silence};
 use crate::report::rehearsal as view;
 use crate::report::{json, many_guests};
@@ -74,7 +75,7 @@ fn asked(root: &Root, named: &[String]) -> Result<Vec<String>> {
 /// Asks some nodes at a time.
 fn ask_all(root: &Root, nodes: &[String], options: &Rehearse) -> Result<Vec<Column>> {
     let this = node_name(root)?;
-    let members = peer::members(root);
+    let members = Members::read(root).map(Option::unwrap_or_default);
     let limit = Duration::from_secs(options.deadline);
     let ask = |node: &String| {
         let answer = if *node == this {
@@ -128,15 +129,15 @@ fn own_time(limit: Duration) -> Duration {
     limit.saturating_sub(ON_THE_WAY).max(limit / 2)
 }
 
-fn ask_there(root: &Root, node: &str, members: &BTreeMap<String, Member>, limit: Duration) -> Answered {
-    let Some(member) = members.get(node) else {
+fn ask_there(root: &Root, node: &str, members: &Members, limit: Duration) -> Answered {
+    let Some(member) = members.nodes.get(node) else {
         let why = "pmxcfs has it in no list of members; a node that was removed leaves its directory behind";
         return Err((Silence::Offline, why.to_owned()));
     };
-    if !member.online {
+    if member.online != 1 {
         return Err((Silence::Offline, "corosync does not see it".to_owned()));
     }
-    let Some(address) = member.address else {
+    let Some(address) = member.address() else {
         return Err((Silence::NoAnswer, "pmxcfs knows no address of it".to_owned()));
     };
     let seconds = own_time(limit).as_secs().max(1).to_string();

@@ -5,6 +5,7 @@
 //! one outweighs a later one. An address that none of them names may still be a node's.
 
 use crate::ceph::conf::{Kind, lines};
+use crate::pve::members::Members;
 use crate::pve::node::{node_name, nodes};
 use crate::rbd::address::host_of;
 use crate::reading::{Failure, Reading};
@@ -36,7 +37,7 @@ impl Whereabouts {
             this_node: node_name(root).ok(),
             own: own_addresses(root).into(),
             nodes: nodes(root).unwrap_or_default(),
-            members: text("/etc/pve/.members"),
+            members: Members::read(root).ok().flatten().unwrap_or_default(),
             corosync: text("/etc/pve/corosync.conf"),
             ceph: text("/etc/pve/ceph.conf"),
             hosts: text("/etc/hosts"),
@@ -45,7 +46,9 @@ impl Whereabouts {
 
     /// What these files tell.
     pub fn of(sources: &Sources) -> Self {
-        let members = members(&sources.members);
+        let listed = sources.members.nodes.iter();
+        let members: Vec<Named> =
+            listed.filter_map(|(node, member)| Some((node.clone(), member.ip.clone()?))).collect();
         let rings = rings(&sources.corosync);
         let ceph = sections(&sources.ceph);
         let hosts = hosts(&sources.hosts);
@@ -92,8 +95,8 @@ pub struct Sources {
     pub own: Reading<BTreeSet<IpAddr>>,
     /// The names of the cluster's nodes.
     pub nodes: Vec<String>,
-    /// pmxcfs's list of nodes with their addresses, `/etc/pve/.members`.
-    pub members: String,
+    /// pmxcfs's list of nodes with their addresses.
+    pub members: Members,
     /// `/etc/pve/corosync.conf`: the addresses of its rings.
     pub corosync: String,
     /// `/etc/pve/ceph.conf`: the addresses of daemons and their hosts.
@@ -104,22 +107,6 @@ pub struct Sources {
 
 /// A node, or a host's name, and an address or another name of it.
 type Named = (String, String);
-
-/// pmxcfs's list, which a node without cluster does not have.
-#[derive(Deserialize)]
-struct Members {
-    nodelist: BTreeMap<String, Member>,
-}
-
-#[derive(Deserialize)]
-struct Member {
-    ip: Option<String>,
-}
-
-fn members(text: &str) -> Vec<Named> {
-    let Ok(Members { nodelist }) = serde_json::from_str(text) else { return Vec::new() };
-    nodelist.into_iter().filter_map(|(node, member)| Some((node, member.ip?))).collect()
-}
 
 /// The `node { name: …; ring0_addr: … }` sections of corosync.conf(5), one setting a line.
 fn rings(text: &str) -> Vec<Named> {
@@ -232,7 +219,7 @@ mod tests {
             this_node: Some("pve1".to_owned()),
             own: Reading::Known(BTreeSet::from(["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])),
             nodes: ["pve1", "pve2", "pve3"].map(str::to_owned).to_vec(),
-            members: String::new(),
+            members: Members::default(),
             corosync: String::new(),
             ceph: String::new(),
             hosts: String::new(),
@@ -259,10 +246,10 @@ mod tests {
         let members = r#"{"nodename":"pve1","version":4,"cluster":{"name":"c","quorate":1},
             "nodelist":{"pve1":{"id":1,"online":1,"ip":"10.0.0.1"},"new":{"id":2,"online":0,"ip":"10.0.0.9"},
             "off":{"id":3,"online":0}}}"#;
-        let sources = Sources { members: members.to_owned(), ..sources() };
+        let sources = Sources { members: Members::parse(members.as_bytes()).unwrap(), ..sources() };
         assert_eq!(node(&sources, "10.0.0.9:0/1"), is("new"));
         assert_eq!(node(&sources, "10.0.0.8:0/1"), None);
-        let alone = Sources { members: r#"{"nodename":"pve1","version":3}"#.to_owned(), ..sources };
+        let alone = Sources { members: Members::default(), ..sources };
         assert_eq!(node(&alone, "10.0.0.9:0/1"), None);
     }
 
@@ -300,7 +287,11 @@ mod tests {
     fn hosts_name_nodes_but_never_by_the_loopback_and_never_against_the_cluster() {
         let hosts = "127.0.1.1 pve2\n10.4.0.2 pve2.example.org pve2\n10.4.0.5 printer\n10.0.0.3 pve2\n";
         let members = r#"{"nodelist":{"pve3":{"ip":"10.0.0.3"}}}"#;
-        let sources = Sources { hosts: hosts.to_owned(), members: members.to_owned(), ..sources() };
+        let sources = Sources {
+            hosts: hosts.to_owned(),
+            members: Members::parse(members.as_bytes()).unwrap(),
+            ..sources()
+        };
         assert_eq!(node(&sources, "10.4.0.2:0/1"), is("pve2"));
         assert_eq!(node(&sources, "10.4.0.5:0/1"), None);
         assert_eq!(node(&sources, "127.0.1.1:0/1"), None);

@@ -12,6 +12,7 @@ pub(crate) mod hosts;
 pub mod keyring;
 pub mod load;
 pub mod lock;
+pub mod members;
 pub mod needs;
 pub mod node;
 pub mod peer;

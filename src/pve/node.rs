@@ -1,11 +1,11 @@
 //! This node, its cluster, and which node owns a guest.
 
+use super::members::{self, Members};
 use super::perl::lossy;
 use super::words::Kind;
 use crate::reading::{Failure, Reading};
 use crate::sys::root::Root;
 use nix::libc::{ENOENT, ESRCH};
-use serde::Deserialize;
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -128,17 +128,6 @@ fn names(path: &Path) -> Result<Option<Vec<String>>, Failure> {
     Ok(Some(names))
 }
 
-/// What pmxcfs says of the cluster.
-#[derive(Deserialize)]
-struct Members {
-    cluster: Option<Cluster>,
-}
-
-#[derive(Deserialize)]
-struct Cluster {
-    quorate: u8,
-}
-
 /// The cluster has quorum. A node without a cluster (no `/etc/pve/corosync.conf`) has it always.
 ///
 /// PVE goes by the owner's write bit of the link `/etc/pve/local` (`PVE::Cluster::check_cfs_quorum`). What pmxcfs says in
@@ -158,16 +147,14 @@ pub fn is_clustered(root: &Root) -> bool {
     root.exists("/etc/pve/corosync.conf").unwrap_or(true)
 }
 
-const MEMBERS: &str = "/etc/pve/.members";
-
 fn ask_quorum(root: &Root) -> Result<bool, Failure> {
-    let said = match root.read(MEMBERS)? {
-        Some(text) => members_quorate(&text)?,
+    let said = match Members::read(root)? {
+        Some(members) => members.cluster.map(|cluster| cluster.quorate == 1),
         None => return Ok(link(root)?.mode() & 0o200 != 0),
     };
     if said.is_none() && root.exists("/etc/pve/corosync.conf")? {
         let why = "this node has not met its cluster yet: corosync is not up, or has just started (`systemctl status corosync`)";
-        return Err(Failure::new(format!("read {MEMBERS}"), why));
+        return Err(Failure::new(format!("read {}", members::FILE), why));
     }
     if said == Some(false) {
         return Ok(false);
@@ -178,13 +165,6 @@ fn ask_quorum(root: &Root) -> Result<bool, Failure> {
         Err(failure) if failure.errno == Some(ENOENT) => Ok(true),
         Err(failure) => Err(failure),
     }
-}
-
-/// `None`: it says nothing of a cluster.
-fn members_quorate(text: &[u8]) -> Result<Option<bool>, Failure> {
-    let members: Members = serde_json::from_slice(text)
-        .map_err(|error| Failure::new(format!("read {MEMBERS}"), format!("not pmxcfs's JSON: {error}")))?;
-    Ok(members.cluster.map(|cluster| cluster.quorate == 1))
 }
 
 /// What there is of the link `/etc/pve/local` itself.

@@ -1,49 +1,13 @@
 //! Asking another node of the cluster over the ssh that Proxmox VE's nodes have to each other (`PVE::SSHInfo`): as root, by
 //! the address that pmxcfs knows, and only if the node's key is the one that the cluster holds for it.
 
-use crate::reading::Failure;
 use crate::sys::command::Command;
 use crate::sys::root::Root;
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 /// How long a connection may take to be made, in seconds: a node that is off answers no more than that.
 const CONNECT: u64 = 10;
-
-/// What pmxcfs knows of a node (`/etc/pve/.members`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Corosync sees it: it is up and in the cluster.
-    pub online: bool,
-    /// Its address; `None` where pmxcfs has none yet.
-    pub address: Option<IpAddr>,
-}
-
-/// The cluster's nodes by name; none where this node has no cluster.
-pub fn members(root: &Root) -> Result<BTreeMap<String, Member>, Failure> {
-    #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        nodelist: BTreeMap<String, RawMember>,
-    }
-    #[derive(Deserialize)]
-    struct RawMember {
-        #[serde(default)]
-        online: u8,
-        ip: Option<String>,
-    }
-    const FILE: &str = "/etc/pve/.members";
-    let Some(text) = root.read(FILE)? else { return Ok(BTreeMap::new()) };
-    let file: File = serde_json::from_slice(&text)
-        .map_err(|error| Failure::new(format!("read {FILE}"), format!("not pmxcfs's JSON: {error}")))?;
-    let member = |member: RawMember| Member {
-        online: member.online == 1,
-        address: member.ip.and_then(|ip| ip.parse().ok()),
-    };
-    Ok(file.nodelist.into_iter().map(|(node, raw)| (node, member(raw))).collect())
-}
 
 /// `ssh` as Proxmox VE calls it (`ssh_info_to_command`), to run `words` on a node, for at most `limit`. Nothing in `words`
 /// may need quoting: a shell reads them there.
@@ -73,19 +37,6 @@ mod tests {
             std::fs::write(root.path(file), text).unwrap();
         }
         (directory, root)
-    }
-
-    #[test]
-    fn members_are_pmxcfs_own_and_an_address_is_an_address() {
-        let text = r#"{"nodename":"a","cluster":{"quorate":1},"nodelist":{"a":{"id":1,"online":1,"ip":"10.0.0.1"},
-            "b":{"id":2,"online":0},"c":{"id":3,"online":1,"ip":"-oProxyCommand=x"},"d":{"online":1,"ip":"fd00::4"}}}"#;
-        let (_directory, there) = root(&[("/etc/pve/.members", text)]);
-        let all = members(&there).unwrap();
-        assert_eq!(all["a"], Member { online: true, address: "10.0.0.1".parse().ok() });
-        assert_eq!((all["b"].online, all["b"].address, all["c"].address), (false, None, None));
-        assert_eq!(all["d"].address, "fd00::4".parse().ok());
-        assert!(members(&root(&[("/etc/pve/.members", "{")]).1).is_err());
-        assert_eq!(members(&root(&[]).1), Ok(BTreeMap::new()), "a node without a cluster");
     }
 
     #[test]
