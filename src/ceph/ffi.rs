@@ -7,6 +7,7 @@
 
 use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
+use nix::libc::{EINVAL, ENAMETOOLONG, ENOENT, ERANGE};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
@@ -66,10 +67,6 @@ pub fn resolve(name: &str) -> Result<Vec<IpAddr>, Unresolved> {
     Ok(addresses)
 }
 
-/// `ERANGE`: the buffer was too small, the needed size is told.
-const ERANGE: Errno = 34;
-/// `EINVAL`.
-const EINVAL: Errno = 22;
 /// Times that a list is asked for again because it grew meanwhile.
 const LIST_TRIES: usize = 8;
 
@@ -342,7 +339,6 @@ fn buffer_texts(buffer: &[u8]) -> Vec<String> {
 
 /// Asks for a text, with a larger buffer as long as the answer is `ERANGE` (or, as `rados_conf_get` does, 36).
 fn ask_text(ask: impl Fn(*mut c_char, usize) -> c_int) -> Result<String, Errno> {
-    const ENAMETOOLONG: Errno = 36;
     let mut buffer = vec![0_u8; 256];
     loop {
         match check(ask(buffer.as_mut_ptr().cast(), buffer.len())) {
@@ -1081,7 +1077,6 @@ impl Image {
     /// # Errors
     /// Ceph's errno.
     pub fn parent(&self) -> Result<Option<RawParent>, Errno> {
-        const ENOENT: Errno = 2;
         // SAFETY: zero is a valid value of every field of both.
         let (mut image, mut snapshot): (LinkedImageSpec, SnapSpec) = unsafe { std::mem::zeroed() };
         // SAFETY: the image is open; places for both answers.

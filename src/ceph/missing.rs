@@ -3,12 +3,12 @@
 use crate::ceph::encoding::Answer;
 use crate::ceph::ffi::{Pool, RawTrash};
 use crate::ceph::image::{ImageReading, Trashed};
-use crate::ceph::objects::{EIO, Header};
+use crate::ceph::objects::Header;
 use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
 use crate::reading::{Failure, Origin};
-use nix::libc::{ENOENT, EPERM};
+use nix::libc::{EIO, ENOENT, EPERM};
 use std::sync::Arc;
 
 /// What it means that a pool could not be reached.

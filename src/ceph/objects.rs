@@ -5,11 +5,8 @@ use crate::ceph::encoding::{Answer, text};
 use crate::ceph::ffi::Pool;
 use crate::rbd::features::Features;
 use crate::reading::Errno;
+use nix::libc::{EIO, ENOENT};
 use std::sync::Arc;
-
-/// `EIO`: the answer was not understood.
-pub const EIO: Errno = 5;
-const ENOENT: Errno = 2;
 
 /// Holds the names and ids of all images of format 2 in a pool or namespace.
 pub const DIRECTORY: &str = "rbd_directory";

@@ -5,10 +5,11 @@
 
 use crate::ceph::ffi::{Cluster, Image, RawParent};
 use crate::ceph::image::Parent;
-use crate::ceph::objects::{EIO, Header, image_name};
+use crate::ceph::objects::{Header, image_name};
 use crate::rbd::features::Features;
 use crate::rbd::spec::Spec;
 use crate::reading::{Errno, Failure, Reading};
+use nix::libc::EIO;
 use std::sync::Arc;
 
 /// krbd follows 16 parents (`RBD_MAX_PARENT_CHAIN_LEN`); one more shows that there are too many.

@@ -10,6 +10,7 @@ use crate::rbd::lock::{Lock, Locker, Watcher};
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
 use crate::reading::{Failure, Reading};
+use nix::libc::{ENOENT, EPERM};
 use std::sync::{Arc, OnceLock};
 
 /// A pool, or a namespace in it, with what is the same for all of its images and so is asked once.
@@ -31,7 +32,6 @@ impl ImagePool {
     /// # Errors
     /// Ceph's errno, the same for all.
     pub fn has_mirroring(&self) -> Result<bool, Errno> {
-        const ENOENT: Errno = 2;
         *self.mirrored.get_or_init(|| match self.pool.stat(MIRRORING) {
             Ok(()) => Ok(true),
             Err(ENOENT) => Ok(false),
@@ -73,8 +73,6 @@ pub fn read_facts(spec: &Spec, image: &Image, pool: &ImagePool) -> Result<ImageF
 
 /// The pool of its data. An object that need not be there is asked for: an OSD looks at the user's rights before it looks for the object.
 fn data_pool(spec: &Spec, image: &Image) -> Result<DataPool, Failure> {
-    const ENOENT: Errno = 2;
-    const EPERM: Errno = 1;
     let cluster = image.pool().cluster();
     let id = image.data_pool_id();
     let failure = |errno| Failure::errno(format!("look for the data pool of {spec}"), errno);
@@ -167,7 +165,6 @@ fn snapshot_kind(kind: i32) -> String {
 }
 
 fn mirroring(image: &Image, old_format: bool, pool: &ImagePool) -> Result<Option<Mirroring>, Errno> {
-    const EPERM: Errno = 1;
     if old_format {
         return Ok(None); // cannot be mirrored
     }
