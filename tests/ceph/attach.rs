@@ -1,6 +1,7 @@
 //! `attach`, `detach` and the hookscripts that ours calls besides: the real binary, with stand-ins for PVE's programs
 //! (`tests/fakes`).
 
+use crate::common::executable;
 use crate::common::node::{DEFAULT, Node, Ran};
 use serde_json::Value;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -35,11 +36,6 @@ fn on_node(root: &Path, program: &str, arguments: &[&str]) -> Command {
 fn write(path: &Path, text: &str) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
-}
-
-fn executable(path: &Path, text: &str) {
-    write(path, text);
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// A script that notes its call down in ROOT/calls, with what stands in `code-PHASE` for its exit code.

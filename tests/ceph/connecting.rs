@@ -1,8 +1,8 @@
 //! Storages whose cluster cannot be asked: the step that failed is named, `rbd` with the arguments of Proxmox VE's fails too, and
 //! nothing but our own words is on standard output. Real files, names, ports and monitors.
 
-use crate::common::Lab;
 use crate::common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
+use crate::common::{Lab, executable};
 use serde_json::Value;
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -147,11 +147,9 @@ fn one_name_that_does_not_resolve_is_named_and_json_stays_json() {
 /// A script that is called too has the standard output that we were given.
 #[test]
 fn an_earlier_hookscript_writes_to_the_output_that_was_ours() {
-    use std::os::unix::fs::PermissionsExt;
     let (node, vmid) = node();
     let script = "/var/lib/vz/snippets/mine.sh";
-    node.write(script, "#!/bin/sh\necho out $2\necho err $2 >&2\n");
-    std::fs::set_permissions(node.path(script), std::fs::Permissions::from_mode(0o755)).unwrap();
+    executable(&node.path(script), "#!/bin/sh\necho out $2\necho err $2 >&2\n");
     for phase in ["pre-start", "post-stop"] {
         let ran = node.run(["hook", "--earlier", "local:snippets/mine.sh", &vmid.to_string(), phase]);
         assert_eq!((ran.code, ran.stdout), (0, format!("out {phase}\n")), "{}", ran.stderr);

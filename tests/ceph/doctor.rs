@@ -1,7 +1,7 @@
 //! What `doctor` says of a node, on a real Ceph.
 
-use crate::common::Lab;
 use crate::common::node::{Node, Ran, new_vmid};
+use crate::common::{Lab, executable};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -17,18 +17,13 @@ fn healthy() -> Node {
     node.write("/usr/lib/udev/rules.d/50-rbd-pve.rules", "");
     node.write("/dev/kmsg", "");
     node.keyring_check(false);
-    executable(&node, NAMER, "#!/bin/sh\n");
-    executable(&node, SNIPPET, OURS);
+    executable(&node.path(NAMER), "#!/bin/sh\n");
+    executable(&node.path(SNIPPET), OURS);
     node
 }
 
 /// What the snippet is, as this version ships it.
 const OURS: &str = include_str!("../../hooks/rbd-preflight");
-
-fn executable(node: &Node, path: &str, text: &str) {
-    node.write(path, text);
-    std::fs::set_permissions(node.path(path), std::fs::Permissions::from_mode(0o755)).unwrap();
-}
 
 /// `doctor --json`: the exit code and the checks.
 fn doctor(node: &Node) -> (i32, Vec<Value>) {
@@ -165,7 +160,7 @@ fn a_missing_snippet_is_grave_once_a_guest_names_it() {
 #[test]
 fn a_snippet_of_another_version_is_told() {
     let node = healthy();
-    executable(&node, SNIPPET, "#!/bin/sh\nexec rbd-preflight hook \"$@\"\n");
+    executable(&node.path(SNIPPET), "#!/bin/sh\nexec rbd-preflight hook \"$@\"\n");
     let (code, checks) = doctor(&node);
     let (state, detail, remedy) = check(&checks, "snippet");
     assert_eq!((code, state.as_str(), remedy.as_str()), (0, "warn", "rbd-preflight attach VMID"), "{detail}");
@@ -187,8 +182,8 @@ fn a_chained_guest_needs_our_snippet_by_its_name_and_the_script_that_it_calls() 
     assert_eq!(check(&checks, "guests-without-hook").0, "ok", "it is attached");
     assert!(!checks.iter().any(|check| check["name"] == "snippet"), "nobody needs it by the plain name");
 
-    executable(&node, &format!("{SNIPPET}+local+old.sh"), OURS);
-    executable(&node, "/var/lib/vz/snippets/old.sh", "#!/bin/sh\n");
+    executable(&node.path(&format!("{SNIPPET}+local+old.sh")), OURS);
+    executable(&node.path("/var/lib/vz/snippets/old.sh"), "#!/bin/sh\n");
     let (code, checks) = doctor(&node);
     assert_eq!((code, check(&checks, &format!("snippet:{name}")).0.as_str()), (0, "ok"), "{checks:#?}");
     assert!(!checks.iter().any(|check| check["name"] == format!("earlier-hookscript:{vmid}")));

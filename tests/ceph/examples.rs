@@ -1,11 +1,10 @@
 //! README's example is what comes out on a real Ceph; what is printed as JSON is as `docs/*.schema.json` say.
 
 use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
-use crate::common::wait_until;
+use crate::common::{executable, wait_until};
 use regex::Regex;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -30,9 +29,7 @@ fn broken_vm() -> Node {
     // The snippets that its config names.
     node.append("/etc/pve/storage.cfg", "\ncephfs: cephfs\n\tpath /mnt/pve/cephfs\n\tcontent snippets\n");
     node.write("/mnt/pve/cephfs/snippets/user-516.yaml", "#cloud-config\n");
-    node.write("/var/lib/vz/snippets/preflight", "#!/bin/sh\n");
-    let hookscript = node.path("/var/lib/vz/snippets/preflight");
-    std::fs::set_permissions(hookscript, PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&node.path("/var/lib/vz/snippets/preflight"), "#!/bin/sh\n");
     let image = |name: &str| format!("{POOL}/vm-516-{name}");
     for name in ["disk-0", "disk-1", "disk-2", "cloudinit"] {
         // Of an earlier run of this test on the same lab.
@@ -214,8 +211,7 @@ fn what_is_printed_as_json_is_as_the_schema_says() {
 fn what_start_prints_as_json_is_as_the_schema_says() {
     let (node, vmid, _) = Node::with_vm("layering,exclusive-lock,journaling");
     // A `qm` that never starts anything.
-    node.write("/tools/qm", "#!/bin/sh\nexit 255\n");
-    std::fs::set_permissions(node.path("/tools/qm"), PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&node.path("/tools/qm"), "#!/bin/sh\nexit 255\n");
     let mut command = node.command(["start", &vmid.to_string(), "--yes", "--tries", "1", "--json"]);
     let tools = node.path("/tools");
     command.env("PATH", format!("{}:{}", tools.display(), std::env::var("PATH").unwrap()));

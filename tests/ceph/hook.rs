@@ -1,7 +1,7 @@
 //! The hook as Proxmox VE calls it: the real binary and the real snippet.
 
-use crate::common::Lab;
 use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
+use crate::common::{Lab, executable};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -172,8 +172,7 @@ fn called(node: &Node, snippet: &str, vmid: u32, tool: &str, limits: &str) -> Ra
 /// A program, and what it is.
 fn program(node: &Node, name: &str, text: &str) -> String {
     let path = node.path(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&path, text);
     path.to_str().unwrap().to_owned()
 }
 

@@ -2,7 +2,7 @@
 //! binary on a real Ceph.
 
 use crate::common::node::{Node, Ran, new_vmid};
-use crate::common::unique;
+use crate::common::{executable, unique};
 use rbd_preflight::sys::plain::is_hidden;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -24,8 +24,7 @@ impl Recorder {
             real.trim()
         );
         let path = recorder.0.path().join("rbd");
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&path, &script);
         recorder
     }
 

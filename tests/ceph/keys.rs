@@ -1,12 +1,11 @@
 //! Keyrings that somebody on this node cannot use: Ceph's libraries, the kernel, Proxmox VE's own check. The real binary on a real
 //! Ceph; and of no key a byte in anything that it prints or writes.
 
-use crate::common::Lab;
 use crate::common::node::{DEFAULT, Node, Ran, codes, finding, new_vmid};
+use crate::common::{Lab, executable};
 use rbd_preflight::ceph::ffi;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::os::unix::fs::PermissionsExt;
 
 const KRBD: &str = "/etc/pve/priv/ceph/ceph-krbd.keyring";
 const LIBRBD: &str = "/etc/pve/priv/ceph/ceph-librbd.keyring";
@@ -230,8 +229,7 @@ fn what_rbd_prints_of_a_key_goes_nowhere() {
         lab.conf(),
         broken.display()
     );
-    std::fs::write(&rbd, script).unwrap();
-    std::fs::set_permissions(&rbd, std::fs::Permissions::from_mode(0o755)).unwrap();
+    executable(&rbd, &script);
     let said = std::process::Command::new(&rbd).output().unwrap();
     assert!(
         String::from_utf8_lossy(&said.stderr).contains(AES256K) || libraries_know_aes256k(),

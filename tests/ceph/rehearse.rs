@@ -2,9 +2,9 @@
 //! another root, or whatever else may answer.
 
 use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
-use crate::common::{Lab, wait_until};
+use crate::common::{Lab, executable, wait_until};
 use serde_json::Value;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Pair {
         pair.peer(&format!("exec env RBD_PREFLIGHT_ROOT={} {BINARY} \"$@\"", pair.two.path().display()));
         // `rbd-preflight` is the command's first word, as it is over ssh.
         let script = std::fs::read_to_string(pair.peers().join("pve2")).unwrap();
-        std::fs::write(pair.peers().join("pve2"), script.replace("exec env", "shift; exec env")).unwrap();
+        executable(&pair.peers().join("pve2"), &script.replace("exec env", "shift; exec env"));
         pair
     }
 
@@ -36,9 +36,7 @@ impl Pair {
 
     /// What pve2 does when it is asked over ssh.
     fn peer(&self, script: &str) {
-        let file = self.peers().join("pve2");
-        self.one.write("/peers/pve2", &format!("#!/bin/sh\n{script}\n"));
-        std::fs::set_permissions(file, PermissionsExt::from_mode(0o755)).unwrap();
+        executable(&self.peers().join("pve2"), &format!("#!/bin/sh\n{script}\n"));
     }
 
     /// A VM of pve1 with a disk of its own.
@@ -145,12 +143,7 @@ fn a_guest_that_lacks_something_on_the_other_node_is_told_with_the_cause() {
     pair.one.image(&format!("rbd/vm-{far}-disk-0"), DEFAULT);
     pair.one.vm(far, &format!("name: far\nscsi0: near:vm-{far}-disk-0\n"));
     let hooked = pair.vm("hookscript: local:snippets/rbd-preflight\n");
-    pair.one.write("/var/lib/vz/snippets/rbd-preflight", "#!/bin/sh\n");
-    std::fs::set_permissions(
-        pair.one.path("/var/lib/vz/snippets/rbd-preflight"),
-        PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    executable(&pair.one.path("/var/lib/vz/snippets/rbd-preflight"), "#!/bin/sh\n");
     let apart = pair.vm("");
     pair.one.write("/etc/pve/ha/resources.cfg", &format!("vm: {healthy}\n\nvm: {apart}\n"));
     pair.one.write(
@@ -388,18 +381,15 @@ fn readmes_table_is_what_comes_out() {
         pair.one.vm(vmid, &format!("name: {name}\nscsi0: {storage}:vm-{vmid}-disk-0,size=8M\n{more}"));
     }
     pair.one.write("/etc/pve/ha/resources.cfg", "vm: 101\n\nvm: 102\n");
-    pair.one.write("/var/lib/vz/snippets/rbd-preflight", "#!/bin/sh\n");
-    let snippet = pair.one.path("/var/lib/vz/snippets/rbd-preflight");
-    std::fs::set_permissions(snippet, PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&pair.one.path("/var/lib/vz/snippets/rbd-preflight"), "#!/bin/sh\n");
     std::fs::create_dir_all(pair.one.path("/etc/pve/nodes/pve3")).unwrap();
     let members = std::fs::read_to_string(pair.one.path("/etc/pve/.members")).unwrap();
     let third = "\"pve3\": { \"id\": 3, \"online\": 1, \"ip\": \"10.77.0.4\"},\n  \"pve1\"";
     pair.one.write("/etc/pve/.members", &members.replacen("\"pve1\": {", &format!("{third}: {{"), 1));
-    pair.one.write(
-        "/peers/pve3",
+    executable(
+        &pair.peers().join("pve3"),
         "#!/bin/sh\necho 'bash: line 1: rbd-preflight: command not found' >&2\nexit 127\n",
     );
-    std::fs::set_permissions(pair.peers().join("pve3"), PermissionsExt::from_mode(0o755)).unwrap();
     pair.sync();
     std::fs::remove_file(pair.there("/var/lib/vz/snippets/rbd-preflight")).unwrap();
 

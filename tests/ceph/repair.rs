@@ -1,7 +1,7 @@
 //! What `repair` and the hook change on a real Ceph, and what they leave alone.
 
 use crate::common::node::{DEFAULT, Node, Ran, codes, new_vmid};
-use crate::common::wait_until;
+use crate::common::{executable, wait_until};
 use rbd_preflight::act::run_lock::{Holder, Name, RunLock};
 use rbd_preflight::rbd::identity::ImageIdentity;
 use rbd_preflight::sys::root::Root;
@@ -432,8 +432,7 @@ fn a_feature_reset_leaves_every_feature_where_it_was() {
         let qm = tools.path().join("qm");
         let words = "echo 'kvm: -drive file=rbd:rbd/a,id=drive-scsi0: error opening'\n\
                      echo 'start failed: QEMU exited with code 1' >&2\n";
-        std::fs::write(&qm, format!("#!/bin/sh\n{words}exit 255\n")).unwrap();
-        std::fs::set_permissions(&qm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        executable(&qm, &format!("#!/bin/sh\n{words}exit 255\n"));
         let mut command = node.command(["start", &vmid.to_string(), "--yes", "--tries", "2", "--json"]);
         command.env("PATH", format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap()));
         let ran = Ran::of(command);
@@ -468,12 +467,8 @@ fn a_guest_of_a_disarmed_ha_stack_is_not_asked_of_it() {
     let tools = tempfile::tempdir().unwrap();
     for tool in ["qm", "ha-manager"] {
         let path = tools.path().join(tool);
-        std::fs::write(
-            &path,
-            format!("#!/bin/sh\necho {tool} \"$@\" >>{}\nexit 255\n", node.path("/calls").display()),
-        )
-        .unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let calls = node.path("/calls");
+        executable(&path, &format!("#!/bin/sh\necho {tool} \"$@\" >>{}\nexit 255\n", calls.display()));
     }
     node.write("/etc/pve/ha/resources.cfg", &format!("vm: {vmid}\n\tstate stopped\n"));
     let start = |mode: &str| {

@@ -1,5 +1,6 @@
 //! `start` on stand-ins for Proxmox VE's programs (`tests/fakes`) and a real Ceph: what it makes of a start that fails.
 
+use crate::common::executable;
 use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
 use serde_json::{Value, json};
 
@@ -127,9 +128,7 @@ fn the_hook_waits_for_one_disk_and_repairs_the_other_then() {
 fn what_the_hook_said_is_told_with_the_failure_of_the_start() {
     let (node, vmid, _) = Node::with_vm_on("ceph-librbd", "rbd", DEFAULT);
     let snippet = node.path("/var/lib/vz/snippets/old.sh");
-    std::fs::create_dir_all(snippet.parent().unwrap()).unwrap();
-    std::fs::write(&snippet, "#!/bin/sh\necho why-it-stops >&2\nexit 3\n").unwrap();
-    std::fs::set_permissions(&snippet, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&snippet, "#!/bin/sh\necho why-it-stops >&2\nexit 3\n");
     let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
     node.append(&config, "hookscript: local:snippets/old.sh\n");
     let (ran, told) = start(&node, vmid, "1");
@@ -145,9 +144,7 @@ fn a_guest_whose_hookscript_is_gone_is_not_changed_for_a_start() {
     let (node, vmid, spec) = Node::with_vm(JOURNALED);
     let config = format!("/etc/pve/nodes/pve1/qemu-server/{vmid}.conf");
     let without = std::fs::read_to_string(node.path(&config)).unwrap();
-    node.write("/var/lib/vz/snippets/rbd-preflight+local+gone.sh", "#!/bin/sh\n");
-    let ours = node.path("/var/lib/vz/snippets/rbd-preflight+local+gone.sh");
-    std::fs::set_permissions(ours, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    executable(&node.path("/var/lib/vz/snippets/rbd-preflight+local+gone.sh"), "#!/bin/sh\n");
     let before = state(&node, &spec);
     for script in ["gone.sh", "rbd-preflight+local+gone.sh"] {
         node.write(&config, &format!("onboot: 1\n{without}hookscript: local:snippets/{script}\n"));

@@ -1,6 +1,5 @@
 //! Faults at the commands that the real binary runs: an `rbd` that is found first counts its calls and spoils one.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,8 +68,7 @@ impl Spoiled {
             directory.path().join("calls").display(),
         );
         let program = directory.path().join("rbd");
-        std::fs::write(&program, text).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        super::executable(&program, &text);
         Self { directory }
     }
 

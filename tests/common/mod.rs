@@ -8,8 +8,9 @@ pub mod node;
 
 use rbd_preflight::pve::connection::Connection;
 use rbd_preflight::rbd::spec::Spec;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,16 @@ pub fn until_closed() {
 fn threads() -> Vec<String> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
+}
+
+/// Puts a script where it can be run at once. Another process writes it: a program that a test beside this one starts just then would have
+/// our own file open for a moment, and the script could not be run (error 26, ETXTBSY, Text file busy).
+pub fn executable(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-D", "-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut child = install.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{}", path.display());
 }
 
 /// A program of the lab, `tests/lab/NAME`.
