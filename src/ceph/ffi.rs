@@ -153,6 +153,11 @@ functions!(Rbd, "librbd.so.1", "librbd1", {
     rbd_close(Handle) -> c_int;
     rbd_open_read_only(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
     rbd_open_by_id_read_only(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
+    rbd_aio_open_read_only(Handle, *const c_char, *mut Handle, *const c_char, Handle) -> c_int;
+    rbd_aio_create_completion(*mut c_void, Option<extern "C" fn(Handle, *mut c_void)>, *mut Handle) -> c_int;
+    rbd_aio_wait_for_complete(Handle) -> c_int;
+    rbd_aio_get_return_value(Handle) -> isize;
+    rbd_aio_release(Handle);
     rbd_stat(Handle, *mut ImageInfo, usize) -> c_int;
     rbd_get_old_format(Handle, *mut u8) -> c_int;
     rbd_get_id(Handle, *mut c_char, usize) -> c_int;
@@ -725,6 +730,37 @@ impl Pool {
             .map_err(|errno| Failure::errno(format!("open {image}"), errno))
     }
 
+    /// Begins to open an image for reading and returns at once; [`Opening::wait`] gives the image. Registers no watch.
+    ///
+    /// # Errors
+    /// Ceph's errno, or that librbd is missing.
+    pub fn begin_to_open(self: &Arc<Self>, image: &str) -> Result<Opening, Failure> {
+        let rbd = Rbd::get()?;
+        let failure = |errno| Failure::errno(format!("open {image}"), errno);
+        let name = c_text(image).map_err(failure)?;
+        let mut completion = std::ptr::null_mut();
+        // SAFETY: no callback; a place for the completion.
+        check(unsafe { (rbd.rbd_aio_create_completion)(std::ptr::null_mut(), None, &raw mut completion) })
+            .map_err(failure)?;
+        let mut opening = Opening {
+            completion,
+            image: Box::new(std::ptr::null_mut()),
+            begun: false,
+            what: format!("open {image}"),
+            rbd,
+            pool: Arc::clone(self),
+        };
+        let place = &raw mut *opening.image;
+        // SAFETY: the io context is live; librbd copies the name; no snapshot; the place for the image stays where it is until
+        // `opening`, when it is dropped, has waited for the completion.
+        check(unsafe {
+            (rbd.rbd_aio_open_read_only)(self.io, name.as_ptr(), place, std::ptr::null(), completion)
+        })
+        .map_err(failure)?;
+        opening.begun = true;
+        Ok(opening)
+    }
+
     /// Opens an image by its id for reading, also one in the trash. Registers no watch.
     ///
     /// # Errors
@@ -781,6 +817,53 @@ pub struct Image {
 unsafe impl Send for Image {}
 // SAFETY: as above.
 unsafe impl Sync for Image {}
+
+/// An image that librbd is opening.
+pub struct Opening {
+    completion: Handle,
+    /// Where librbd writes the image.
+    image: Box<Handle>,
+    begun: bool,
+    what: String,
+    rbd: &'static Rbd,
+    pool: Arc<Pool>,
+}
+
+// SAFETY: librbd's completions may be waited for from any thread.
+unsafe impl Send for Opening {}
+
+impl Opening {
+    /// The image, as soon as it is open.
+    ///
+    /// # Errors
+    /// Ceph's errno.
+    pub fn wait(mut self) -> Result<Image, Failure> {
+        self.end().map_err(|errno| Failure::errno(self.what.clone(), errno))?;
+        let handle = std::mem::replace(&mut *self.image, std::ptr::null_mut());
+        Ok(Image { handle, rbd: self.rbd, pool: Arc::clone(&self.pool) })
+    }
+
+    /// Waits until it is open, or cannot be opened.
+    fn end(&self) -> Result<(), Errno> {
+        // SAFETY: the completion is live until `self` is dropped.
+        let result = unsafe {
+            (self.rbd.rbd_aio_wait_for_complete)(self.completion);
+            (self.rbd.rbd_aio_get_return_value)(self.completion)
+        };
+        check_size(result).map(drop)
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if self.begun && self.end().is_ok() && !self.image.is_null() {
+            // SAFETY: it was opened, and nobody has taken it.
+            unsafe { (self.rbd.rbd_close)(*self.image) };
+        }
+        // SAFETY: it is complete, or was never begun, and nobody else has it.
+        unsafe { (self.rbd.rbd_aio_release)(self.completion) };
+    }
+}
 
 /// An image in the trash as librbd lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use crate::ceph::cluster::{ClusterFacts, Health, InactivePool};
 use crate::ceph::connect::{connect, place};
 use crate::ceph::deadline;
 use crate::ceph::deadline::Wanted;
-use crate::ceph::ffi::{Cluster, Image, libraries};
+use crate::ceph::ffi::{Cluster, Image, Opening, libraries};
 use crate::ceph::image::ImageReading;
 use crate::ceph::missing;
 use crate::ceph::read_image::{ImagePool, read_facts};
@@ -15,9 +15,9 @@ use crate::rbd::features::Features;
 use crate::rbd::spec::Spec;
 use crate::reading::{Failure, Origin, Reading};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -269,9 +269,15 @@ fn read_images(cluster: &Arc<Cluster>, specs: &[Spec], tell: &Sender<News>, want
         for pool in pools.values() {
             scope.spawn(|| pool.as_ref().as_ref().map(ImagePool::has_mirroring));
         }
+        // librbd makes a timer with the first image that it opens, and whoever opens another one meanwhile spins.
+        let first = images.first().filter(|_| images.len() > 1);
+        let first =
+            first.and_then(|(spec, pool)| Some(pool.as_ref().as_ref().ok()?.pool.begin_to_open(&spec.image)));
+        let first = Mutex::new(first);
         let last = side_by_side(&images, wanted, |index, (spec, pool)| {
+            let begun = if index == 0 { first.lock().ok().and_then(|mut first| first.take()) } else { None };
             let (reading, image) = match &**pool {
-                Ok(pool) => read_image(pool, spec),
+                Ok(pool) => read_image(pool, spec, begun),
                 Err(errno) => (missing::of_pool(spec, *errno), None),
             };
             let _ = tell.send(News::Image(index, reading));
@@ -308,8 +314,12 @@ pub(crate) fn side_by_side<T: Sync, Kept: Send>(
 }
 
 /// What was read of an image, and the image itself if it could be opened.
-fn read_image(pool: &ImagePool, spec: &Spec) -> (ImageReading, Option<Image>) {
-    match pool.pool.open(&spec.image) {
+fn read_image(
+    pool: &ImagePool,
+    spec: &Spec,
+    begun: Option<Result<Opening, Failure>>,
+) -> (ImageReading, Option<Image>) {
+    match begun.map_or_else(|| pool.pool.open(&spec.image), |begun| begun.and_then(Opening::wait)) {
         Ok(image) => {
             let facts = read_facts(spec, &image, pool);
             (
