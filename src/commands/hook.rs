@@ -240,13 +240,20 @@ fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
     // What a change fixes does not stand in the way of waiting for the rest.
     let stoppers: Vec<&Finding> = stoppers(report).filter(|f| f.severity >= Severity::Blocker).collect();
     let unknown = || report.findings.iter().filter(|f| f.severity == Severity::Unknown);
-    let passing = |finding: &&Finding| finding.remedy.kind == RemedyKind::Wait;
+    let waits = |finding: &&&Finding| finding.remedy.kind == RemedyKind::Wait;
+    // Nor does one that is withheld on a disk of which something passes: it is withheld for that, most likely, and else the
+    // start is refused after the wait.
+    let withheld = |finding: &Finding| {
+        let beside = stoppers.iter().filter(waits).any(|other| other.disk == finding.disk);
+        finding.disk.is_some() && finding.remedy.withheld.is_some() && beside
+    };
+    let passing = |finding: &&Finding| waits(&finding) || withheld(finding);
     match report.verdict() {
         Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
             let any = |code| stoppers.iter().any(|finding| finding.code == code);
             Some(if any(Code::ClusterUnreachable) || any(Code::ClusterFull) {
                 Waiting::Answer
-            } else if stoppers.iter().all(|finding| is_a_moment(finding)) {
+            } else if stoppers.iter().filter(waits).all(|finding| is_a_moment(finding)) {
                 Waiting::Holder
             } else {
                 Waiting::Watcher

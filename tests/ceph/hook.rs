@@ -1,7 +1,7 @@
 //! The hook as Proxmox VE calls it: the real binary and the real snippet.
 
 use crate::common::node::{DEFAULT, Node, Ran, new_vmid};
-use crate::common::{Lab, executable};
+use crate::common::{Lab, executable, wait_until};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -424,4 +424,22 @@ fn rebuilds_that_do_not_fit_are_left_and_the_guest_starts() {
     let left = (0..4).filter(|disk| !node.flags(&format!("rbd/vm-{vmid}-disk-{disk}")).is_empty()).count();
     // What was reckoned with and not needed is there for the next one; never all of them.
     assert!((0..=2).contains(&left), "{left} left: {ran:?}");
+}
+
+/// What a killed `rbd` leaves behind is a watch, and no lock where it had not come that far. Ceph forgets it soon; the change that is
+/// withheld meanwhile is no reason to refuse at once.
+#[test]
+fn a_dead_watch_is_waited_for_although_a_change_is_withheld_for_it() {
+    let (node, vmid, spec) = Node::with_vm_on("ceph-krbd", "rbd", "layering,exclusive-lock,journaling");
+    // It ends with its input.
+    let mut watch = Command::new("rbd");
+    watch.args(["-c", &node.lab.conf(), "watch", &spec]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut watch = watch.spawn().unwrap();
+    let watchers = || node.lab.rbd_json(&["status", &spec])["watchers"].as_array().unwrap().len();
+    wait_until("somebody watches", Duration::from_secs(60), || watchers() == 1);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let ran = node.run(["hook", &vmid.to_string(), "pre-start"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(!node.features(&spec).contains(&"journaling".to_owned()), "{ran:?}");
 }
