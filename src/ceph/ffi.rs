@@ -742,23 +742,25 @@ impl Pool {
         // SAFETY: no callback; a place for the completion.
         check(unsafe { (rbd.rbd_aio_create_completion)(std::ptr::null_mut(), None, &raw mut completion) })
             .map_err(failure)?;
-        let mut opening = Opening {
-            completion,
-            image: Box::new(std::ptr::null_mut()),
-            begun: false,
-            what: format!("open {image}"),
-            rbd,
-            pool: Arc::clone(self),
-        };
-        let place = &raw mut *opening.image;
-        // SAFETY: the io context is live; librbd copies the name; no snapshot; the place for the image stays where it is until
-        // `opening`, when it is dropped, has waited for the completion.
-        check(unsafe {
-            (rbd.rbd_aio_open_read_only)(self.io, name.as_ptr(), place, std::ptr::null(), completion)
-        })
-        .map_err(failure)?;
-        opening.begun = true;
-        Ok(opening)
+        let mut place = Box::new(std::ptr::null_mut());
+        // SAFETY: the io context is live; librbd copies the name; no snapshot; the place for the image stays where it is until the
+        // `Opening`, when it is dropped, has waited for the completion.
+        let begun = check(unsafe {
+            (rbd.rbd_aio_open_read_only)(
+                self.io,
+                name.as_ptr(),
+                &raw mut *place,
+                std::ptr::null(),
+                completion,
+            )
+        });
+        if let Err(errno) = begun {
+            // SAFETY: nothing was begun, so nobody else has the completion.
+            unsafe { (rbd.rbd_aio_release)(completion) };
+            return Err(failure(errno));
+        }
+        let what = format!("open {image}");
+        Ok(Opening { completion, image: place, what, rbd, pool: Arc::clone(self) })
     }
 
     /// Opens an image by its id for reading, also one in the trash. Registers no watch.
@@ -823,7 +825,6 @@ pub struct Opening {
     completion: Handle,
     /// Where librbd writes the image.
     image: Box<Handle>,
-    begun: bool,
     what: String,
     rbd: &'static Rbd,
     pool: Arc<Pool>,
@@ -856,11 +857,11 @@ impl Opening {
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        if self.begun && self.end().is_ok() && !self.image.is_null() {
+        if self.end().is_ok() && !self.image.is_null() {
             // SAFETY: it was opened, and nobody has taken it.
             unsafe { (self.rbd.rbd_close)(*self.image) };
         }
-        // SAFETY: it is complete, or was never begun, and nobody else has it.
+        // SAFETY: it is complete, and nobody else has it.
         unsafe { (self.rbd.rbd_aio_release)(self.completion) };
     }
 }

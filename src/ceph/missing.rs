@@ -3,7 +3,7 @@
 use crate::ceph::encoding::Answer;
 use crate::ceph::ffi::{Pool, RawTrash};
 use crate::ceph::image::{ImageReading, Trashed};
-use crate::ceph::objects::Header;
+use crate::ceph::objects::{Header, exists};
 use crate::ceph::parents::MAX_PARENTS;
 use crate::rbd::spec::Spec;
 use crate::reading::Errno;
@@ -158,14 +158,6 @@ fn find_gap(spec: &Spec, pool: &Arc<Pool>, id: &str) -> Result<Option<Gap>, Fail
 
 fn pool_name(pool: &Pool, id: i64) -> String {
     pool.cluster().pool_name(id).map_or_else(|_| format!("pool {id}"), |name| format!("pool {name}"))
-}
-
-fn exists(pool: &Pool, object: &str) -> Result<bool, Errno> {
-    match pool.stat(object) {
-        Ok(()) => Ok(true),
-        Err(ENOENT) => Ok(false),
-        Err(errno) => Err(errno),
-    }
 }
 
 #[cfg(test)]

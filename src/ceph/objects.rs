@@ -71,11 +71,7 @@ impl Header {
     /// # Errors
     /// Ceph's errno.
     pub fn exists(&self) -> Result<bool, Errno> {
-        match self.pool.stat(&self.object) {
-            Ok(()) => Ok(true),
-            Err(ENOENT) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        exists(&self.pool, &self.object)
     }
 
     /// The image's features. They are the same for all of its snapshots.
@@ -125,6 +121,18 @@ impl Header {
     /// 2 if there is none of this number, else Ceph's errno; 5 for an answer that is not understood.
     pub fn snapshot_name(&self, snapshot: u64) -> Result<String, Errno> {
         self.ask("snapshot_get", &snapshot.to_le_bytes(), snapshot_name)
+    }
+}
+
+/// An object is there.
+///
+/// # Errors
+/// Ceph's errno.
+pub fn exists(pool: &Pool, object: &str) -> Result<bool, Errno> {
+    match pool.stat(object) {
+        Ok(()) => Ok(true),
+        Err(ENOENT) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::ceph::ffi::{Image, Pool, RawLock, RawMirror, RawSnapshot, RawWatcher};
 use crate::ceph::image::{DataPool, Flags, ImageFacts, Mirroring, Snapshot};
-use crate::ceph::objects::{Header, MIRRORING};
+use crate::ceph::objects::{Header, MIRRORING, exists};
 use crate::ceph::parents::read_parents;
 use crate::rbd::address::bare_address;
 use crate::rbd::features::Features;
@@ -32,11 +32,7 @@ impl ImagePool {
     /// # Errors
     /// Ceph's errno, the same for all.
     pub fn has_mirroring(&self) -> Result<bool, Errno> {
-        *self.mirrored.get_or_init(|| match self.pool.stat(MIRRORING) {
-            Ok(()) => Ok(true),
-            Err(ENOENT) => Ok(false),
-            Err(errno) => Err(errno),
-        })
+        *self.mirrored.get_or_init(|| exists(&self.pool, MIRRORING))
     }
 }
 
