@@ -15,6 +15,7 @@ use crate::hook::meant;
 use crate::hook::situation::{Situation, situation};
 use crate::plan::assessment::GuestReport;
 use crate::plan::assessment::assess;
+use crate::plan::tries::passes;
 use crate::rbd::action::{ActionReport, Change};
 use crate::reading::error_text;
 use crate::report::text;
@@ -237,19 +238,12 @@ impl Waiting {
 }
 
 fn waits_for(report: &GuestReport, looks: u32) -> Option<Waiting> {
-    // What a change fixes does not stand in the way of waiting for the rest.
+    // What a change fixes, or will fix after the wait, does not stand in the way of waiting for the rest.
     let stoppers: Vec<&Finding> = stoppers(report).filter(|f| f.severity >= Severity::Blocker).collect();
     let unknown = || report.findings.iter().filter(|f| f.severity == Severity::Unknown);
     let waits = |finding: &&&Finding| finding.remedy.kind == RemedyKind::Wait;
-    // Nor does one that is withheld on a disk of which something passes: it is withheld for that, most likely, and else the
-    // start is refused after the wait.
-    let withheld = |finding: &Finding| {
-        let beside = stoppers.iter().filter(waits).any(|other| other.disk == finding.disk);
-        finding.disk.is_some() && finding.remedy.withheld.is_some() && beside
-    };
-    let passing = |finding: &&Finding| waits(&finding) || withheld(finding);
     match report.verdict() {
-        Verdict::Refused | Verdict::Blocked if stoppers.iter().all(passing) => {
+        Verdict::Refused | Verdict::Blocked if stoppers.iter().all(|finding| passes(finding, &stoppers)) => {
             let any = |code| stoppers.iter().any(|finding| finding.code == code);
             Some(if any(Code::ClusterUnreachable) || any(Code::ClusterFull) {
                 Waiting::Answer

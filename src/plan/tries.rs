@@ -96,7 +96,16 @@ pub fn stoppers(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
 
 /// Whether findings leave any hope for another try: what only an administrator fixes does not fix itself.
 pub fn hopeless(findings: &[Finding]) -> bool {
-    stoppers(findings).any(|finding| !matches!(finding.remedy.kind, RemedyKind::Wait | RemedyKind::Automatic))
+    let stoppers: Vec<&Finding> = stoppers(findings).collect();
+    stoppers.iter().any(|finding| finding.remedy.kind != RemedyKind::Automatic && !passes(finding, &stoppers))
+}
+
+/// It passes by itself, or is a change that is withheld on a disk of which something `beside` it passes: it is withheld for that, most
+/// likely, and is made once that has passed.
+pub fn passes(finding: &Finding, beside: &[&Finding]) -> bool {
+    let waits = |finding: &Finding| finding.remedy.kind == RemedyKind::Wait;
+    let withheld = finding.disk.is_some() && finding.remedy.withheld.is_some();
+    waits(finding) || withheld && beside.iter().any(|other| waits(other) && other.disk == finding.disk)
 }
 
 #[cfg(test)]
@@ -110,6 +119,19 @@ mod tests {
         assert_eq!(rung(1, 1, true), Rung::Repair);
         assert_eq!(rung(2, 2, true), Rung::FeatureReset);
         assert_eq!(rung(2, 2, false), Rung::RepairAgain);
+    }
+
+    #[test]
+    fn a_change_that_is_withheld_for_what_passes_leaves_hope() {
+        let of = |code, disk: &str| Finding { disk: Some(disk.to_owned()), ..Finding::new(code, "") };
+        let open = of(Code::InUseElsewhere, "scsi0").remedy(RemedyKind::Wait, "");
+        let mut journaling = of(Code::JournalingOnKrbd, "scsi0").remedy(RemedyKind::Automatic, "");
+        journaling.remedy.withhold("somebody has it open".to_owned());
+        assert!(!hopeless(&[open.clone(), journaling.clone()]));
+        assert!(hopeless(&[journaling.clone()]), "nothing passes");
+        let other = Finding { disk: Some("scsi1".to_owned()), ..journaling };
+        assert!(hopeless(&[open.clone(), other]), "what passes is at another disk");
+        assert!(hopeless(&[open, of(Code::ImageMissing, "scsi0")]), "nothing is withheld");
     }
 
     #[test]
